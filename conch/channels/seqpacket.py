@@ -1,0 +1,128 @@
+"""The response path: AF_UNIX SOCK_SEQPACKET, straight from a worker to the requester.
+
+What ``send_nowait`` accepted survives the sender's death; end-of-file comes after the last message. Segment descriptors
+travel beside a message as SCM_RIGHTS.
+"""
+
+import array
+import os
+import socket
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from conch.channels import BadMessage, ChannelClosed
+
+Out = TypeVar("Out")
+In = TypeVar("In")
+
+#: below the kernel's default send buffer (208 KiB), so that a message of this size can always be sent at once
+MAX_MESSAGE_NBYTES = 128 * 1024
+_DESCRIPTOR_NBYTES = array.array("i").itemsize
+_ANCILLARY_NBYTES = socket.CMSG_SPACE(4 * _DESCRIPTOR_NBYTES)
+_BACKLOG = 1024
+
+
+class MessageTooLong(Exception):
+    """The encoded message is over ``MAX_MESSAGE_NBYTES``; nothing was sent."""
+
+
+def listen(path: Path) -> socket.socket:
+    """A non-blocking listening socket at ``path``, mode 0600 by the run directory's 0700."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    listener.setblocking(False)
+    listener.bind(str(path))
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def connect(path: Path) -> socket.socket:
+    """A non-blocking connection to ``path``. Raises ``OSError`` if nobody listens there."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    connection.setblocking(False)
+    return connection
+
+
+class SeqpacketChannel(Generic[Out, In]):
+    """One end of a connected socket, which it owns."""
+
+    def __init__(self, connection: socket.socket, incoming: type[In] | Any) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._decode = msgspec.msgpack.Decoder(incoming).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._buffer = bytearray(MAX_MESSAGE_NBYTES)
+        self._view = memoryview(self._buffer)
+
+    def send_nowait(self, message: Out, descriptor: int | None = None) -> bool:
+        """False if the peer's buffer is full. Raises ``ChannelClosed`` and ``MessageTooLong``.
+
+        ``descriptor`` is duplicated into the receiver; the caller keeps its own.
+        """
+        encoded = self._encode(message)
+        if len(encoded) > MAX_MESSAGE_NBYTES:
+            raise MessageTooLong(f"{len(encoded)} bytes")
+        try:
+            if descriptor is None:
+                self._connection.send(encoded)
+            else:
+                rights = array.array("i", [descriptor])
+                self._connection.sendmsg([encoded], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        return True
+
+    def receive_nowait(self) -> tuple[In, int | None] | None:
+        """The next message and the descriptor that came with it, which the caller owns from now on.
+
+        Raises ``ChannelClosed`` after the last message, and ``BadMessage``.
+        """
+        try:
+            nbytes, ancillary, flags, _ = self._connection.recvmsg_into(
+                [self._buffer], _ANCILLARY_NBYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        descriptors = _descriptors(ancillary)
+        try:
+            if nbytes == 0:
+                raise ChannelClosed("end of file")
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
+                raise BadMessage("truncated, or more than one descriptor")
+            message: In = self._decode(self._view[:nbytes])
+        except (ChannelClosed, BadMessage):
+            _close_all(descriptors)
+            raise
+        except (msgspec.DecodeError, RecursionError) as error:
+            _close_all(descriptors)
+            raise BadMessage(str(error)) from error
+        return message, descriptors[0] if descriptors else None
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % _DESCRIPTOR_NBYTES])
+    return list(found)
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""The control plane: ZeroMQ over ``ipc://`` in the run directory.
+
+The broker binds one ROUTER, everyone else connects a DEALER. All sockets are made here, so that every option is set on
+purpose and in one place.
+
+A ZeroMQ descriptor is edge-triggered: it becomes readable once and then stays silent until the socket has been drained.
+Whoever waits on ``fileno()`` calls ``receive_nowait`` until it returns None on every wake-up, *and again after every send*.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from conch.channels import BadMessage
+
+Out = TypeVar("Out")
+In = TypeVar("In")
+
+#: control messages are small; the model table and file overrides are the largest
+MAX_MESSAGE_NBYTES = 96 * 1024 * 1024
+#: in-flight caps bound the queues; this bounds what a stalled peer can pile up
+HIGH_WATER_MARK = 100_000
+RECONNECT_MS = 20
+#: libzmq's ZMQ_IPC_FILTER_UID, which pyzmq does not name in every version
+_IPC_FILTER_UID = 58
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_NBYTES)
+    return socket
+
+
+class RouterChannel(Generic[Out, In]):
+    """The broker's end: many peers, told apart by their routing id."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, incoming: type[In] | Any) -> None:
+        self.socket = _socket(context, zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
+        self.socket.setsockopt(_IPC_FILTER_UID, os.getuid())
+        self.socket.bind(f"ipc://{path}")
+        self._decode = msgspec.msgpack.Decoder(incoming).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def send_nowait(self, peer: bytes, message: Out) -> bool:
+        """False if the peer is unknown (EHOSTUNREACH), gone, or its pipe is full (EAGAIN)."""
+        try:
+            self.socket.send_multipart((peer, self._encode(message)), zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return False
+            raise
+        return True
+
+    def receive_nowait(self) -> tuple[bytes, In] | None:
+        """The next message and its sender's routing id. Raises ``BadMessage``."""
+        try:
+            frames = self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        if len(frames) != 2:
+            raise BadMessage(f"expected 2 frames, got {len(frames)}")
+        try:
+            return frames[0], self._decode(frames[1])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadMessage(str(error)) from error
+
+    def fileno(self) -> int:
+        return int(self.socket.getsockopt(zmq.FD))
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class DealerChannel(Generic[Out, In]):
+    """Everyone else's end: one connection to the broker, which may come and go.
+
+    ``connection_changes`` tells of it: after every ``True`` the owner says HELLO.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], path: Path, routing_id: bytes, incoming: type[In] | Any
+    ) -> None:
+        self.socket = _socket(context, zmq.DEALER)
+        self.socket.setsockopt(zmq.ROUTING_ID, routing_id)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self.socket.connect(f"ipc://{path}")
+        self._decode = msgspec.msgpack.Decoder(incoming).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def send_nowait(self, message: Out) -> bool:
+        """False if not connected or the pipe is full."""
+        try:
+            self.socket.send(self._encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive_nowait(self) -> In | None:
+        """Raises ``BadMessage``."""
+        try:
+            frame = self.socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return self._decoded(frame)
+
+    def receive(self, timeout_ms: int) -> In | None:
+        """Waits at most ``timeout_ms`` (-1: for ever) for a message. Raises ``BadMessage``."""
+        if not self.socket.poll(timeout_ms):
+            return None
+        return self.receive_nowait()
+
+    def _decoded(self, frame: bytes) -> In:
+        try:
+            message: In = self._decode(frame)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadMessage(str(error)) from error
+        return message
+
+    def connection_changes(self) -> list[bool]:
+        """What happened to the connection since the last call, in order: True up, False down."""
+        changes = []
+        while self.monitor.poll(0):
+            event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+            changes.append(event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        return changes
+
+    def fileno(self) -> int:
+        return int(self.socket.getsockopt(zmq.FD))
+
+    def monitor_fileno(self) -> int:
+        """Becomes readable when ``connection_changes`` may have something."""
+        return int(self.monitor.getsockopt(zmq.FD))
+
+    def close(self) -> None:
+        self.socket.disable_monitor()
+        self.socket.close()

@@ -1,0 +1,112 @@
+"""The part of Triton's ModelConfig that Conch acts on, as typed, frozen structs.
+
+The canonical form of a configuration is its normalised JSON (inventory 2.13): the broker makes it from config.pbtxt, every
+other process gets the JSON and decodes from it what it needs. Fields not listed here stay in the JSON and reach the model.
+"""
+
+import msgspec
+
+from conch.datatypes import from_config_type
+
+
+class _Part(msgspec.Struct, frozen=True, gc=False):
+    pass
+
+
+class Reshape(_Part):
+    shape: tuple[int, ...] = ()
+
+
+class ModelInput(_Part):
+    """``dims`` exclude the batch dimension when ``max_batch_size`` > 0; -1 is variable."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...] = ()
+    reshape: Reshape | None = None
+    optional: bool = False
+    allow_ragged_batch: bool = False
+
+    @property
+    def datatype(self) -> str:
+        """Protocol name, ``"FP32"``."""
+        return from_config_type(self.data_type)
+
+
+class ModelOutput(_Part):
+    name: str
+    data_type: str
+    dims: tuple[int, ...] = ()
+    reshape: Reshape | None = None
+    label_filename: str = ""
+
+    @property
+    def datatype(self) -> str:
+        """Protocol name, ``"FP32"``."""
+        return from_config_type(self.data_type)
+
+
+class QueuePolicy(_Part):
+    timeout_action: str = "REJECT"
+    default_timeout_microseconds: int = 0
+    allow_timeout_override: bool = False
+    max_queue_size: int = 0
+
+
+class DynamicBatching(_Part):
+    preferred_batch_size: tuple[int, ...] = ()
+    max_queue_delay_microseconds: int = 0
+    preserve_ordering: bool = False
+    priority_levels: int = 0
+    default_priority_level: int = 0
+    default_queue_policy: QueuePolicy | None = None
+    priority_queue_policy: dict[str, QueuePolicy] = {}
+
+
+class InstanceGroup(_Part):
+    name: str = ""
+    kind: str = "KIND_AUTO"
+    count: int = 1
+    gpus: tuple[int, ...] = ()
+
+
+class TransactionPolicy(_Part):
+    decoupled: bool = False
+
+
+class StringParameter(_Part):
+    string_value: str = ""
+
+
+class ModelConfig(_Part):
+    name: str
+    backend: str = ""
+    platform: str = ""
+    max_batch_size: int = 0
+    input: tuple[ModelInput, ...] = ()
+    output: tuple[ModelOutput, ...] = ()
+    instance_group: tuple[InstanceGroup, ...] = ()
+    dynamic_batching: DynamicBatching | None = None
+    default_model_filename: str = ""
+    model_transaction_policy: TransactionPolicy | None = None
+    parameters: dict[str, StringParameter] = {}
+
+    def parameter(self, key: str, default: str = "") -> str:
+        """The string value of ``parameters[key]``."""
+        found = self.parameters.get(key)
+        return found.string_value if found is not None else default
+
+    @property
+    def decoupled(self) -> bool:
+        return self.model_transaction_policy is not None and self.model_transaction_policy.decoupled
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether a request may be run again after its worker died. True unless the model's parameter ``idempotent``
+        is ``false``."""
+        return self.parameter("idempotent", "true").lower() not in ("false", "0", "no")
+
+
+def decode_config(config_json: str) -> ModelConfig:
+    """Typed view of a normalised configuration; raises ``msgspec.ValidationError`` if it is none."""
+    return msgspec.json.decode(config_json, type=ModelConfig)

@@ -1,0 +1,67 @@
+"""The private directory that holds a running server's sockets, locks, logs and small state files."""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from conch.errors import Internal
+
+#: a Unix socket's path may have 107 bytes; the longest name below the run directory needs 40 of them
+MAX_RUN_DIR_NBYTES = 67
+
+
+def new_peer_id() -> str:
+    """Random name of one process incarnation, 16 hex digits, never reused."""
+    return secrets.token_hex(8)
+
+
+class RunDir:
+    """Paths of one server. ``create`` makes them; everything else only names them.
+
+    broker.ipc            ZeroMQ ROUTER of the broker
+    broker.lock           held (flock) by the broker while it lives; holds its pid and ports
+    launcher.lock         held by the launcher
+    serve.lock            held by ``conch serve``
+    requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
+    workers/ID.json       one per live worker, written by the launcher, for its successor
+    loaded.json           explicit loads and overrides, written by the broker, for its successor
+    logs/                 one file per process, and models/NAME.log per model
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.broker_socket = self.path / "broker.ipc"
+        self.broker_lock = self.path / "broker.lock"
+        self.launcher_lock = self.path / "launcher.lock"
+        self.serve_lock = self.path / "serve.lock"
+        self.supervisor_socket = self.path / "supervisor.sock"
+        self.requesters = self.path / "requesters"
+        self.workers = self.path / "workers"
+        self.loaded = self.path / "loaded.json"
+        self.logs = self.path / "logs"
+        self.model_logs = self.logs / "models"
+
+    def requester_socket(self, requester: str) -> Path:
+        return self.requesters / f"{requester}.sock"
+
+    def worker_file(self, worker: str) -> Path:
+        return self.workers / f"{worker}.json"
+
+    def create(self) -> None:
+        """Makes the directory and its folders with mode 0700. Idempotent.
+
+        Raises ``Internal`` if the path is too long for sockets, or belongs to somebody else.
+        """
+        if len(os.fsencode(self.path)) > MAX_RUN_DIR_NBYTES:
+            raise Internal(
+                f"the run directory's path has {len(os.fsencode(self.path))} bytes, sockets below it allow at most "
+                f"{MAX_RUN_DIR_NBYTES}; choose a shorter one with --run-dir"
+            )
+        for folder in (self.path, self.requesters, self.workers, self.logs, self.model_logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = self.path.stat()
+        if found.st_uid != os.geteuid():
+            raise Internal("the run directory belongs to another user; choose another one with --run-dir")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            self.path.chmod(0o700)

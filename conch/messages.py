@@ -30,7 +30,7 @@ Parameter = bool | int | float | str
 # ---------------------------------------------------------------------------------------------- tensor references
 
 
-class Block(Message, tag="B"):
+class Block(Message, frozen=True, tag="B"):
     """``nbytes`` bytes at ``offset`` of an arena segment.
 
     ``segment`` is the owner's random 63-bit number of that segment, unique among all processes, so that a reference
@@ -42,7 +42,7 @@ class Block(Message, tag="B"):
     nbytes: int
 
 
-class ClientRegion(Message, tag="R"):
+class ClientRegion(Message, frozen=True, tag="R"):
     """A window of a system shared-memory region that a client registered under ``name``."""
 
     name: str
@@ -50,7 +50,7 @@ class ClientRegion(Message, tag="R"):
     nbytes: int
 
 
-class CudaBlock(Message, tag="C"):
+class CudaBlock(Message, frozen=True, tag="C"):
     """Like ``Block``, in the memory of GPU ``device``; ``handle`` is the 64-byte CUDA IPC handle."""
 
     handle: bytes
@@ -59,7 +59,7 @@ class CudaBlock(Message, tag="C"):
     nbytes: int
 
 
-class CudaRegion(Message, tag="D"):
+class CudaRegion(Message, frozen=True, tag="D"):
     """A window of a CUDA region that a client registered under ``name``."""
 
     name: str
@@ -71,7 +71,7 @@ class CudaRegion(Message, tag="D"):
 TensorReference = Block | ClientRegion | CudaBlock | CudaRegion
 
 
-class TensorDescription(Record):
+class TensorDescription(Record, frozen=True):
     """One tensor: protocol ``datatype`` name (``"INT32"``, ``"BYTES"`` …), full ``shape`` including any batch
     dimension, and where its bytes are (BYTES in the length-prefixed wire form)."""
 
@@ -81,7 +81,7 @@ class TensorDescription(Record):
     reference: TensorReference
 
 
-class Lease(Record):
+class Lease(Record, frozen=True):
     """How the reader of an output block gives it back: store ``number`` into 8-byte ``slot`` of the worker's lease
     page (segment ``page``)."""
 
@@ -90,7 +90,7 @@ class Lease(Record):
     number: int
 
 
-class Fault(Record):
+class Fault(Record, frozen=True):
     """An error as data. ``kind`` is the name of a class in ``conch.errors``."""
 
     kind: str
@@ -100,7 +100,7 @@ class Fault(Record):
 # ------------------------------------------------------------------------------------------------------ requests
 
 
-class Sequence(Record):
+class Sequence(Record, frozen=True):
     """``id`` 0 or ``""`` never occurs here: a request outside a sequence has no ``Sequence``."""
 
     id: int | str
@@ -108,21 +108,21 @@ class Sequence(Record):
     end: bool
 
 
-class Parent(Record):
+class Parent(Record, frozen=True):
     """The request whose execution sent this one."""
 
     requester: str
     id: int
 
 
-class OutputTarget(Record):
+class OutputTarget(Record, frozen=True):
     """Where a requested output is to be written instead of the worker's arena."""
 
     name: str
     reference: TensorReference
 
 
-class Request(Message):
+class Request(Message, frozen=True):
     """Requester to broker, and inside a ``Batch`` broker to worker.
 
     ``id`` is unique within its requester; ``attempt`` starts at 1 and is raised only by the requester. ``version`` is
@@ -151,7 +151,7 @@ class Request(Message):
     targets: tuple[OutputTarget, ...] = ()
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Requester to broker, broker to worker: nobody waits for the answer any more. Frees nothing: the inputs stay
     until the final response or ``Retired``, one of which always follows."""
 
@@ -159,14 +159,14 @@ class Cancel(Message):
     id: int
 
 
-class Dispatch(Record):
+class Dispatch(Record, frozen=True):
     """One request of a batch and the requester that the response goes to."""
 
     requester: str
     request: Request
 
 
-class Batch(Message):
+class Batch(Message, frozen=True):
     """Broker to worker: run these together. A worker drops a batch of another broker's ``epoch``."""
 
     epoch: int
@@ -174,7 +174,7 @@ class Batch(Message):
     items: tuple[Dispatch, ...]
 
 
-class Done(Message):
+class Done(Message, frozen=True):
     """Worker to broker, once per batch: credit and statistics. It never proves delivery.
 
     Times are on the monotonic clock in ns: batch taken up, inputs ready, model returned, outputs written.
@@ -192,14 +192,14 @@ class Done(Message):
     undelivered: tuple[int, ...] = ()
 
 
-class Retired(Message):
+class Retired(Message, frozen=True):
     """Broker to requester: no worker reads the inputs of these requests any more, and no answer will come. Sent for
     cancelled requests once their batch is done or when they never ran."""
 
     ids: tuple[int, ...]
 
 
-class Lost(Message):
+class Lost(Message, frozen=True):
     """Broker to requester: ``worker`` died while it held these requests. The requester first reads what the worker had
     already sent; whatever then has no answer is submitted again with a raised attempt, or answered with ``cause``.
 
@@ -213,7 +213,7 @@ class Lost(Message):
     cause: Fault
 
 
-class Rejected(Message):
+class Rejected(Message, frozen=True):
     """Broker to requester: this request will not run. Its inputs are retired."""
 
     id: int
@@ -224,7 +224,7 @@ class Rejected(Message):
 # ----------------------------------------------------------------------------------------------------- responses
 
 
-class Response(Record):
+class Response(Record, frozen=True):
     """Worker to requester. Matched by ``(id, attempt)`` and nothing else.
 
     ``index`` counts the responses of a request from 0; ``final`` is set on the last. All ``outputs`` of a response lie
@@ -243,20 +243,20 @@ class Response(Record):
     parameters: dict[str, Parameter] = {}
 
 
-class Responses(Message):
+class Responses(Message, frozen=True):
     """All responses that a worker has for one requester at the moment, in order."""
 
     items: tuple[Response, ...]
 
 
-class Link(Message):
+class Link(Message, frozen=True):
     """First message on a worker's connection to a requester."""
 
     protocol: int
     worker: str
 
 
-class SegmentAdded(Message):
+class SegmentAdded(Message, frozen=True):
     """The sender's segment, whose descriptor comes with this message as SCM_RIGHTS.
 
     ``lease_page``: it holds nothing but lease slots and the receiver may write to it; otherwise it is mapped read-only.
@@ -268,13 +268,13 @@ class SegmentAdded(Message):
     lease_page: bool = False
 
 
-class SegmentRetired(Message):
+class SegmentRetired(Message, frozen=True):
     """The sender will not refer to this segment again; the receiver unmaps it."""
 
     segment: int
 
 
-class Window(Message):
+class Window(Message, frozen=True):
     """Requester to worker: this many more responses of a decoupled request may be sent. Nothing uses it yet."""
 
     id: int
@@ -288,7 +288,7 @@ RequesterToWorker = SegmentAdded | SegmentRetired | Window
 # -------------------------------------------------------------------------------------------------------- hellos
 
 
-class Awaited(Record):
+class Awaited(Record, frozen=True):
     """A request that its requester has submitted and has no final answer for."""
 
     id: int
@@ -297,7 +297,7 @@ class Awaited(Record):
     version: int
 
 
-class RequesterHello(Message):
+class RequesterHello(Message, frozen=True):
     """Sent on every (re)connection to a broker, before anything else. ``role`` is shown by ``conch status``."""
 
     protocol: int
@@ -307,14 +307,14 @@ class RequesterHello(Message):
     awaited: tuple[Awaited, ...] = ()
 
 
-class ObserverHello(Message):
+class ObserverHello(Message, frozen=True):
     """From ``conch serve`` and ``conch status``: wants the table of models, sends no requests."""
 
     protocol: int
     pid: int
 
 
-class Running(Record):
+class Running(Record, frozen=True):
     """A request that a worker holds."""
 
     requester: str
@@ -325,7 +325,7 @@ class Running(Record):
 WorkerState = Literal["completing", "loading", "ready", "draining"]
 
 
-class WorkerHello(Message):
+class WorkerHello(Message, frozen=True):
     """On the worker's control socket, on every (re)connection. ``running`` is what it has taken up and not reported
     done; batches of an earlier epoch that it has not taken up are dropped, so they are not listed."""
 
@@ -341,7 +341,7 @@ class WorkerHello(Message):
     sequences: tuple[Sequence, ...] = ()
 
 
-class LiveWorker(Record):
+class LiveWorker(Record, frozen=True):
     worker: str
     pid: int
     model: str
@@ -350,7 +350,7 @@ class LiveWorker(Record):
     config_hash: str
 
 
-class LauncherHello(Message):
+class LauncherHello(Message, frozen=True):
     """Lists every worker process that is alive; what a broker expects and this does not list is dead."""
 
     protocol: int
@@ -358,14 +358,14 @@ class LauncherHello(Message):
     workers: tuple[LiveWorker, ...] = ()
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Broker's answer to every HELLO. ``epoch`` is new for each broker process."""
 
     protocol: int
     epoch: int
 
 
-class Unwelcome(Message):
+class Unwelcome(Message, frozen=True):
     """Broker's answer to a HELLO of another protocol version, or to any message of a peer that has said no HELLO in
     this epoch (``fault`` is None then: say HELLO)."""
 
@@ -376,7 +376,7 @@ class Unwelcome(Message):
 # ------------------------------------------------------------------------------------------------ worker life cycle
 
 
-class Spawn(Message):
+class Spawn(Message, frozen=True):
     """Broker to launcher: start a worker process for one model instance.
 
     ``config`` is the model configuration as JSON. ``complete``: report a completed configuration first and wait for
@@ -399,18 +399,18 @@ class Spawn(Message):
     backend_config: dict[str, str] = {}
 
 
-class Kill(Message):
+class Kill(Message, frozen=True):
     """Broker to launcher: end this worker with SIGKILL. Its death is reported as any other."""
 
     worker: str
 
 
-class Spawned(Message):
+class Spawned(Message, frozen=True):
     worker: str
     pid: int
 
 
-class Died(Message):
+class Died(Message, frozen=True):
     """Launcher to broker: the process is gone, seen through its pidfd. Exactly one of ``exit_code`` and ``signal`` is
     set, or neither when the launcher had adopted the process and cannot know. ``output_tail`` is the end of what it
     printed."""
@@ -422,43 +422,43 @@ class Died(Message):
     output_tail: str = ""
 
 
-class SpawnFailed(Message):
+class SpawnFailed(Message, frozen=True):
     worker: str
     fault: Fault
 
 
-class Completed(Message):
+class Completed(Message, frozen=True):
     """Worker to broker (control): the configuration as the backend completed it, JSON."""
 
     worker: str
     config: str
 
 
-class Configured(Message):
+class Configured(Message, frozen=True):
     """Broker to worker (control): load the model with this validated configuration."""
 
     config: str
     config_hash: str
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """Worker to broker, on the data socket: the model is loaded and batches may come."""
 
     worker: str
 
 
-class LoadFailed(Message):
+class LoadFailed(Message, frozen=True):
     """Worker to broker (control), before it exits: why the model could not be completed or loaded."""
 
     worker: str
     fault: Fault
 
 
-class Drain(Message):
+class Drain(Message, frozen=True):
     """Broker to worker (control): finish what you hold, finalize the model, exit 0."""
 
 
-class Forget(Message):
+class Forget(Message, frozen=True):
     """Broker to worker (control): this requester is dead. Drop its connection and reclaim what it had leased."""
 
     requester: str
@@ -470,7 +470,7 @@ class Forget(Message):
 ModelState = Literal["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 
-class ModelEntry(Record):
+class ModelEntry(Record, frozen=True):
     """One version of a model as everybody else sees it. ``version`` 0 stands for a model that was never touched or of
     which no version could be determined. ``healthy``: at least one instance can take a batch now or soon (being
     restarted after a crash still counts; backed off does not). ``labels`` maps an output to its label lines."""
@@ -487,7 +487,7 @@ class ModelEntry(Record):
 ServerState = Literal["starting", "ready", "exiting"]
 
 
-class ModelTable(Message):
+class ModelTable(Message, frozen=True):
     """Broker to requesters and observers, whole, on every change. ``revision`` only grows within an epoch.
     ``starting`` ends when every model that is to be loaded at start is READY or has failed."""
 
@@ -497,7 +497,7 @@ class ModelTable(Message):
     models: tuple[ModelEntry, ...]
 
 
-class LoadModel(Message):
+class LoadModel(Message, frozen=True):
     """Requester or observer to broker. ``config`` overrides config.pbtxt when not empty (JSON); ``files`` maps
     ``<version>/<file>`` to contents and needs ``config``."""
 
@@ -507,13 +507,13 @@ class LoadModel(Message):
     files: dict[str, bytes] = {}
 
 
-class UnloadModel(Message):
+class UnloadModel(Message, frozen=True):
     call: int
     name: str
     unload_dependents: bool = False
 
 
-class AskStatistics(Message):
+class AskStatistics(Message, frozen=True):
     """``name`` empty: all models. ``version`` 0: all versions."""
 
     call: int
@@ -521,11 +521,11 @@ class AskStatistics(Message):
     version: int = 0
 
 
-class AskStatus(Message):
+class AskStatus(Message, frozen=True):
     call: int
 
 
-class Answer(Message):
+class Answer(Message, frozen=True):
     """Broker's answer to a call. ``result`` is the plain data of the struct that the call documents (statistics:
     list of ``ModelStatistics``; status: ``ServerStatus``; load and unload: None)."""
 
@@ -534,19 +534,19 @@ class Answer(Message):
     result: Any = None
 
 
-class Duration(Record):
+class Duration(Record, frozen=True):
     count: int = 0
     ns: int = 0
 
 
-class BatchStatistics(Record):
+class BatchStatistics(Record, frozen=True):
     batch_size: int
     compute_input: Duration
     compute_infer: Duration
     compute_output: Duration
 
 
-class ModelStatistics(Record):
+class ModelStatistics(Record, frozen=True):
     """Triton's statistics of one model version (inventory 1.12)."""
 
     name: str
@@ -567,7 +567,7 @@ class ModelStatistics(Record):
     failures: dict[str, int] = {}
 
 
-class InstanceStatus(Record):
+class InstanceStatus(Record, frozen=True):
     """One model instance. ``state`` is starting, loading, ready, busy, draining, dead or backed-off."""
 
     model: str
@@ -581,7 +581,7 @@ class InstanceStatus(Record):
     last_error: str = ""
 
 
-class PeerStatus(Record):
+class PeerStatus(Record, frozen=True):
     """A process that said HELLO: a frontend, the launcher, the broker itself."""
 
     role: str
@@ -589,7 +589,7 @@ class PeerStatus(Record):
     inflight: int = 0
 
 
-class QueueStatus(Record):
+class QueueStatus(Record, frozen=True):
     model: str
     version: int
     state: str
@@ -598,7 +598,7 @@ class QueueStatus(Record):
     running: int
 
 
-class ServerStatus(Record):
+class ServerStatus(Record, frozen=True):
     epoch: int
     server: ServerState
     started_ms: int

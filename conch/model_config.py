@@ -13,11 +13,11 @@ class _Part(msgspec.Struct, frozen=True, gc=False):
     pass
 
 
-class Reshape(_Part):
+class Reshape(_Part, frozen=True):
     shape: tuple[int, ...] = ()
 
 
-class ModelInput(_Part):
+class ModelInput(_Part, frozen=True):
     """``dims`` exclude the batch dimension when ``max_batch_size`` > 0; -1 is variable."""
 
     name: str
@@ -33,7 +33,7 @@ class ModelInput(_Part):
         return from_config_type(self.data_type)
 
 
-class ModelOutput(_Part):
+class ModelOutput(_Part, frozen=True):
     name: str
     data_type: str
     dims: tuple[int, ...] = ()
@@ -46,14 +46,14 @@ class ModelOutput(_Part):
         return from_config_type(self.data_type)
 
 
-class QueuePolicy(_Part):
+class QueuePolicy(_Part, frozen=True):
     timeout_action: str = "REJECT"
     default_timeout_microseconds: int = 0
     allow_timeout_override: bool = False
     max_queue_size: int = 0
 
 
-class DynamicBatching(_Part):
+class DynamicBatching(_Part, frozen=True):
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay_microseconds: int = 0
     preserve_ordering: bool = False
@@ -63,22 +63,22 @@ class DynamicBatching(_Part):
     priority_queue_policy: dict[str, QueuePolicy] = {}
 
 
-class InstanceGroup(_Part):
+class InstanceGroup(_Part, frozen=True):
     name: str = ""
     kind: str = "KIND_AUTO"
     count: int = 1
     gpus: tuple[int, ...] = ()
 
 
-class TransactionPolicy(_Part):
+class TransactionPolicy(_Part, frozen=True):
     decoupled: bool = False
 
 
-class StringParameter(_Part):
+class StringParameter(_Part, frozen=True):
     string_value: str = ""
 
 
-class ModelConfig(_Part):
+class ModelConfig(_Part, frozen=True):
     name: str
     backend: str = ""
     platform: str = ""

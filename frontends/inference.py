@@ -1,0 +1,84 @@
+"""What a protocol hands to the requester and what it gets back: one inference, free of any protocol."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from conch.messages import Parameter, Sequence
+
+
+class TensorInput(msgspec.Struct, gc=False):
+    """One input as the client sent it. ``data`` is the wire form: row-major little-endian elements, BYTES elements each
+    behind a 4-byte length. Only the requester reads it, before ``submit`` returns; it is never kept."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+
+class InferenceCall(msgspec.Struct):
+    """One inference request, not yet validated.
+
+    ``outputs`` empty means all. ``parameters`` holds what goes to the model: the protocol has taken out what it
+    understands itself (``priority``, ``timeout``, ``sequence_*`` …). ``timeout_us`` is the client's queue time-out.
+    ``deadline`` (seconds of ``time.monotonic``) is when nobody will read the answer any more.
+    """
+
+    inputs: list[TensorInput]
+    outputs: tuple[str, ...] = ()
+    client_id: str = ""
+    parameters: dict[str, Parameter] = {}
+    priority: int = 0
+    timeout_us: int = 0
+    sequence: Sequence | None = None
+    deadline: float | None = None
+
+
+class OutputTensor(NamedTuple):
+    """``data`` is the wire form, as in ``TensorInput``: ``bytes`` when it was copied, otherwise a view of a worker's
+    memory that is valid until ``InferenceResult.release``."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+class InferenceResult:
+    """The answer to one call. ``outputs`` are in the model's order.
+
+    ``release`` gives the worker its memory back. It is idempotent, and must be called exactly when nobody reads
+    ``outputs[...].data`` any more: when the transport's buffer is empty, not when ``write`` returned. ``borrowed`` is
+    False when everything was copied (small answers): then nothing has to be waited for.
+    """
+
+    __slots__ = ("_give_back", "client_id", "model_name", "model_version", "outputs", "parameters")
+
+    def __init__(
+        self,
+        model_name: str,
+        model_version: int,
+        client_id: str,
+        parameters: dict[str, Parameter],
+        outputs: list[OutputTensor],
+        give_back: Callable[[], None] | None,
+    ) -> None:
+        self.model_name = model_name
+        self.model_version = model_version
+        self.client_id = client_id
+        self.parameters = parameters
+        self.outputs = outputs
+        self._give_back = give_back
+
+    @property
+    def borrowed(self) -> bool:
+        return self._give_back is not None
+
+    def release(self) -> None:
+        give_back = self._give_back
+        if give_back is not None:
+            self._give_back = None
+            self.outputs = []
+            give_back()

@@ -20,7 +20,7 @@ class RunDir:
     """Paths of one server. ``create`` makes them; everything else only names them.
 
     broker.ipc            ZeroMQ ROUTER of the broker
-    broker.lock           held (flock) by the broker while it lives; holds its pid and ports
+    broker.lock           held (a record lock) by the broker while it lives; holds its pid and ports
     launcher.lock         held by the launcher
     serve.lock            held by ``conch serve``
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive

@@ -1,0 +1,209 @@
+"""What every process of a server does first: file modes, logging, signals, locks.
+
+An entry file calls ``begin`` before it opens anything.
+"""
+
+import contextlib
+import faulthandler
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from conch.settings import Settings
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_MAX_LOCK_TEXT_NBYTES = 4096
+#: struct flock: type, whence, start, length, pid
+_FLOCK = struct.Struct("@hhqqi0q")
+#: Triton has three letters; its verbose lines carry the I too
+_LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "E"}
+
+
+def begin(settings: Settings) -> None:
+    """To be called first in every process: private files, logging to stderr, a stack trace when the interpreter
+    crashes. Under supervisord stderr is the process's own log file."""
+    os.umask(0o077)
+    faulthandler.enable()
+    set_up_logging(settings)
+
+
+# ------------------------------------------------------------------------------------------------------------ logging
+
+
+class TritonFormatter(logging.Formatter):
+    """``I1121 08:29:12.123456 4711 server.py:97] "message"``. The message is a JSON string: a client's text or a
+    traceback can never start a line of its own."""
+
+    def __init__(self, iso8601: bool = False) -> None:
+        super().__init__()
+        self._iso8601 = iso8601
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        if record.stack_info:
+            message += "\n" + self.formatStack(record.stack_info)
+        microseconds = int(record.created % 1 * 1_000_000)
+        moment = time.localtime(record.created)
+        letter = _LETTERS.get(record.levelno, "I")
+        if self._iso8601:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime(record.created)) + letter
+        else:
+            when = f"{letter}{time.strftime('%m%d %H:%M:%S', moment)}.{microseconds:06d}"
+        text = json.dumps(message, ensure_ascii=False)
+        return f"{when} {record.process} {record.filename}:{record.lineno}] {text}"
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Replaces whatever handlers there were. Only Conch's own loggers become verbose."""
+    wanted = set()
+    if settings.log_info:
+        wanted |= {logging.DEBUG, logging.INFO}
+    if settings.log_warning:
+        wanted.add(logging.WARNING)
+    if settings.log_error:
+        wanted |= {logging.ERROR, logging.CRITICAL}
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TritonFormatter(settings.log_format == "ISO8601"))
+    handler.addFilter(lambda record: record.levelno in wanted)
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("conch").setLevel(logging.DEBUG if settings.log_verbose > 0 else logging.INFO)
+    logging.captureWarnings(True)
+
+
+# ------------------------------------------------------------------------------------------------------------ signals
+
+
+class SignalLoop(Protocol):
+    """The part of ``asyncio.AbstractEventLoop`` that is needed here."""
+
+    def add_signal_handler(self, number: int, callback: Callable[[], object]) -> object: ...
+
+
+def on_stop_signals(loop: SignalLoop, callback: Callable[[], object]) -> None:
+    """For processes with an asyncio loop: ``callback`` runs in the loop for every SIGTERM and SIGINT."""
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, callback)
+
+
+class StopSignals:
+    """For processes with a poll loop: SIGTERM and SIGINT become a readable descriptor.
+
+    ``take`` empties it and returns how many stop signals there have been in all, so that a second one can shorten the
+    first one's work. ``extra`` signals wake the poll without being counted. Main thread only.
+    """
+
+    def __init__(self, extra: tuple[signal.Signals, ...] = ()) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self.received = 0
+        self._handled = (*STOP_SIGNALS, *extra)
+        self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, self._handle) for number in self._handled}
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if number in STOP_SIGNALS:
+            self.received += 1
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def take(self) -> int:
+        with contextlib.suppress(BlockingIOError):
+            while self._reader.recv(512):
+                pass
+        return self.received
+
+    def close(self) -> None:
+        """Puts back what was there before."""
+        signal.set_wakeup_fd(self._previous_wakeup)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._reader.close()
+        self._writer.close()
+
+
+# -------------------------------------------------------------------------------------------------------------- locks
+
+
+class LockHeld(Exception):
+    """Another process holds the lock. ``text`` is what it wrote there: its pid and what it serves."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(f"{path.name} is held by {text or 'a process that is just starting'}")
+        self.text = text
+
+
+class Lock:
+    """A held lock file. The kernel lets go of it when the process ends, however it ends; the file stays."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.text = ""
+        self._path = path
+        self._descriptor = descriptor
+        _held[path] = self
+
+    def write(self, text: str) -> None:
+        """Replaces what the next process to ask is told."""
+        self.text = text
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, text.encode()[:_MAX_LOCK_TEXT_NBYTES], 0)
+
+    def release(self) -> None:
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+        del _held[self._path]
+
+
+#: record locks do not conflict within one process, and closing any descriptor of the file drops them
+_held: dict[Path, Lock] = {}
+
+
+def hold_lock(path: Path, text: str) -> Lock:
+    """Takes the lock file ``path`` and writes ``text`` into it, e.g. ``pid 4711, HTTP port 8000``.
+
+    It is a record lock: unlike ``flock`` it is not inherited by forked children, which would keep it when the process
+    dies. Raises ``LockHeld`` with the holder's text if somebody has it.
+    """
+    path = path.absolute()
+    if path in _held:
+        raise LockHeld(path, _held[path].text)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held_by = os.pread(descriptor, _MAX_LOCK_TEXT_NBYTES, 0).decode(errors="replace")
+        os.close(descriptor)
+        raise LockHeld(path, held_by) from None
+    lock = Lock(path, descriptor)
+    lock.write(text)
+    return lock
+
+
+def lock_holder(path: Path) -> str | None:
+    """What the holder of the lock wrote, or None if nobody holds it. Takes nothing, so it disturbs nobody."""
+    path = path.absolute()
+    if path in _held:
+        return _held[path].text
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        if _FLOCK.unpack(found)[0] == fcntl.F_UNLCK:
+            return None
+        return os.pread(descriptor, _MAX_LOCK_TEXT_NBYTES, 0).decode(errors="replace")
+    finally:
+        os.close(descriptor)

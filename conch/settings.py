@@ -1,0 +1,194 @@
+"""The settings of one server, the same in every process of it.
+
+They travel in the environment and nowhere else, because supervisord hands that on unchanged: ``CONCH_`` plus the name of
+the ``conch serve`` flag in capitals with ``_`` for ``-``. A repeatable flag's values are separated by newlines.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from conch.errors import InvalidArgument
+
+PREFIX = "CONCH_"
+_GIB = 1024**3
+#: fields whose flag has another name, as Triton calls it
+_FLAG_NAMES = {"server_id": "id"}
+
+ControlMode = Literal["none", "poll", "explicit"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """See ``conch serve --help`` for what the Triton flags mean.
+
+    ``run_dir`` empty means the default for ``http_port``; ``from_environ`` fills it in. ``metrics_address`` empty means
+    ``http_address``. ``frontend_arena_nbytes`` and ``worker_arena_nbytes`` cap the shared memory that one frontend holds
+    for inputs and one worker for outputs. ``max_inflight`` caps the requests that one frontend holds at a time.
+    """
+
+    run_dir: str = ""
+    model_repository: tuple[str, ...] = ()
+    server_id: str = "triton"
+
+    allow_http: bool = True
+    http_address: str = "127.0.0.1"
+    http_port: int = 8000
+    reuse_http_port: bool = False
+    http_max_input_size: int = 64 * 1024 * 1024
+    http_header_forward_pattern: str = ""
+
+    allow_metrics: bool = True
+    metrics_address: str = ""
+    metrics_port: int = 8002
+    metrics_interval_ms: int = 2000
+
+    strict_readiness: bool = True
+    exit_on_error: bool = True
+    exit_timeout_secs: int = 30
+    disable_auto_complete_config: bool = False
+    model_control_mode: ControlMode = "none"
+    repository_poll_secs: int = 15
+    load_model: tuple[str, ...] = ()
+    model_config_name: str = ""
+    model_load_thread_count: int = 4
+    model_load_retry_count: int = 0
+    backend_config: tuple[str, ...] = ()
+
+    log_verbose: int = 0
+    log_info: bool = True
+    log_warning: bool = True
+    log_error: bool = True
+    log_format: Literal["default", "ISO8601"] = "default"
+
+    frontend_arena_nbytes: int = 4 * _GIB
+    worker_arena_nbytes: int = 4 * _GIB
+    max_inflight: int = 8192
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Reads, checks and completes the settings. Raises ``InvalidArgument`` naming the variable."""
+        values: dict[str, Any] = {}
+        for field in msgspec.structs.fields(cls):
+            variable = variable_name(field.name)
+            text = environ.get(variable)
+            if text is not None:
+                values[field.name] = parse_value(variable, text, field.type)
+        settings = cls(**values)
+        if not settings.run_dir:
+            run_dir = str(default_run_dir(settings.http_port, environ))
+            settings = msgspec.structs.replace(settings, run_dir=run_dir)
+        settings.check()
+        return settings
+
+    def to_environ(self) -> dict[str, str]:
+        """The variables that ``from_environ`` turns into these settings again; defaults are left out."""
+        variables = {}
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            if value != field.default:
+                variables[variable_name(field.name)] = format_value(value)
+        return variables
+
+    def check(self) -> None:
+        """Raises ``InvalidArgument`` for values that cannot work, alone or together. The port of a disabled endpoint is
+        not looked at, as in Triton."""
+        endpoints = []
+        if self.allow_http:
+            endpoints.append(("http", self.http_address, self.http_port))
+        if self.allow_metrics:
+            endpoints.append(("metrics", self.metrics_address or self.http_address, self.metrics_port))
+        for endpoint, _, port in endpoints:
+            if not 0 < port < 65536:
+                raise InvalidArgument(f"--{endpoint}-port must be between 1 and 65535, not {port}")
+        for i, (endpoint, address, port) in enumerate(endpoints):
+            for other, other_address, other_port in endpoints[:i]:
+                if (address, port) == (other_address, other_port):
+                    raise InvalidArgument(f"--{other}-port and --{endpoint}-port are both {port}; they must differ")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InvalidArgument(f"--{flag_name(name)} must be at least {least}, not {getattr(self, name)}")
+        for setting in self.backend_config:
+            if "=" not in setting:
+                raise InvalidArgument(f"--backend-config '{setting}' is not of the form <backend>,<key>=<value>")
+        if self.load_model and self.model_control_mode != "explicit":
+            raise InvalidArgument("--load-model needs --model-control-mode=explicit")
+
+
+_LEAST = {
+    "http_max_input_size": 1,
+    "exit_timeout_secs": 0,
+    "repository_poll_secs": 1,
+    "model_load_thread_count": 1,
+    "model_load_retry_count": 0,
+    "metrics_interval_ms": 1,
+    "frontend_arena_nbytes": 1024 * 1024,
+    "worker_arena_nbytes": 1024 * 1024,
+    "max_inflight": 1,
+}
+
+
+def flag_name(field: str) -> str:
+    """The flag of ``conch serve``, without dashes in front."""
+    return _FLAG_NAMES.get(field, field).replace("_", "-")
+
+
+def variable_name(field: str) -> str:
+    """The environment variable."""
+    return PREFIX + _FLAG_NAMES.get(field, field).upper()
+
+
+def parse_value(source: str, text: str, kind: Any) -> Any:
+    """``text`` as ``kind``, one of the types that ``Settings`` has. Raises ``InvalidArgument`` naming ``source``."""
+    if kind is str:
+        return text
+    if kind is bool:
+        try:
+            return {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()]
+        except KeyError:
+            raise InvalidArgument(f"{source} must be true, false, 1 or 0, not '{text}'") from None
+    if kind is int:
+        # int() would also take "1_000" and digits of other scripts
+        digits = text.strip().removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
+            raise InvalidArgument(f"{source} must be a whole number, not '{text}'")
+        return int(text)
+    if get_args(kind) == (str, ...):
+        return tuple(line for line in text.split("\n") if line)
+    choices = get_args(kind)
+    if text not in choices:
+        raise InvalidArgument(f"{source} must be one of {', '.join(choices)}, not '{text}'")
+    return text
+
+
+def format_value(value: Any) -> str:
+    """Inverse of ``parse_value``."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "\n".join(value)
+    return str(value)
+
+
+def run_dir_places(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Where default run directories lie, best place first: each entry plus the HTTP port is one."""
+    places = []
+    runtime_dir = environ.get("XDG_RUNTIME_DIR")
+    if runtime_dir and os.path.isabs(runtime_dir):
+        places.append(os.path.join(runtime_dir, "conch-"))
+    if os.geteuid() == 0:
+        places.append("/run/conch-")
+    places.append(os.path.join(tempfile.gettempdir(), f"conch-{os.geteuid()}", ""))
+    return places
+
+
+def default_run_dir(http_port: int, environ: Mapping[str, str] = os.environ) -> Path:
+    """The run directory of a server that was given none: private to this user and different for each HTTP port."""
+    for place in run_dir_places(environ):
+        parent = os.path.dirname(place)
+        if os.access(parent, os.W_OK | os.X_OK):
+            return Path(f"{place}{http_port}")
+    return Path(f"{run_dir_places(environ)[-1]}{http_port}")

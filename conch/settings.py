@@ -1,7 +1,7 @@
 """The settings of one server, the same in every process of it.
 
-They travel in the environment and nowhere else, because supervisord hands that on unchanged: ``CONCH_`` plus the name of
-the ``conch serve`` flag in capitals with ``_`` for ``-``. A repeatable flag's values are separated by newlines.
+They travel in the environment and nowhere else, because supervisord hands that on unchanged: ``CONCH_`` plus the name
+of the ``conch serve`` flag in capitals with ``_`` for ``-``. A repeatable flag's values are separated by newlines.
 """
 
 import os
@@ -26,8 +26,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """See ``conch serve --help`` for what the Triton flags mean.
 
     ``run_dir`` empty means the default for ``http_port``; ``from_environ`` fills it in. ``metrics_address`` empty means
-    ``http_address``. ``frontend_arena_nbytes`` and ``worker_arena_nbytes`` cap the shared memory that one frontend holds
-    for inputs and one worker for outputs. ``max_inflight`` caps the requests that one frontend holds at a time.
+    ``http_address``. ``frontend_arena_nbytes`` and ``worker_arena_nbytes`` cap the shared memory that one frontend
+    holds for inputs and one worker for outputs. ``max_inflight`` caps the requests that one frontend holds at a time.
     """
 
     run_dir: str = ""

@@ -1,0 +1,1 @@
+"""The command line: ``conch serve`` and ``conch status``."""

@@ -1,25 +1,72 @@
 """What the metadata endpoints answer, as plain data in Triton's key order (inventory H-04, H-05, H-06, H-11)."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from conch.model_config import ModelInput, ModelOutput
 from frontends.models import ModelTableView
+
+#: the Triton release whose behaviour Conch follows. Clients compare it; Conch's own version is in ``conch --version``.
+TRITON_VERSION = "2.73.0"
+#: what is really there, in Triton's order
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
 
 
 def server_metadata(server_id: str) -> dict[str, Any]:
     """``{"name", "version", "extensions"}``."""
-    raise NotImplementedError
+    return {"name": server_id, "version": TRITON_VERSION, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(models: ModelTableView, name: str, version: str = "") -> dict[str, Any]:
     """``{"name", "versions", "platform", "inputs", "outputs"}``. Raises as ``ModelTableView.lookup``."""
-    raise NotImplementedError
+    model = models.lookup(name, version)
+    config = model.config
+    versions = (model.version,) if version else models.ready_versions(name)
+    batching = config.max_batch_size > 0
+    return {
+        "name": model.name,
+        "versions": [str(number) for number in versions],
+        "platform": config.platform or config.backend,
+        "inputs": _tensors(config.input, batching),
+        "outputs": _tensors(config.output, batching),
+    }
+
+
+def _tensors(tensors: Iterable[ModelInput | ModelOutput], batching: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": [-1, *tensor.dims] if batching else list(tensor.dims),
+        }
+        for tensor in tensors
+    ]
 
 
 def model_config_json(models: ModelTableView, name: str, version: str = "") -> str:
     """The normalised configuration, compact JSON, ready to be sent. Raises as ``ModelTableView.lookup``."""
-    raise NotImplementedError
+    return models.lookup(name, version).config_json
 
 
 def repository_index(models: ModelTableView, ready_only: bool = False) -> list[dict[str, str]]:
     """``[{"name"[, "version", "state", "reason"]}]``, all values strings."""
-    raise NotImplementedError
+    rows = []
+    for entry in models.index(ready_only):
+        row = {"name": entry.name}
+        if entry.state != "UNKNOWN":
+            if entry.version > 0:
+                row["version"] = str(entry.version)
+            row["state"] = entry.state
+            if entry.reason:
+                row["reason"] = entry.reason
+        rows.append(row)
+    return rows

@@ -1,55 +1,214 @@
 """The frontends' view of the models: the broker's latest table, and lookups in it with Triton's words."""
 
+import logging
+from math import prod
+
+import msgspec
+
+from conch.datatypes import ITEM_SIZES
+from conch.errors import InvalidArgument, NotFound, NotReady
 from conch.messages import ModelEntry, ModelTable, ServerState
-from conch.model_config import ModelConfig
+from conch.model_config import ModelConfig, ModelInput, decode_config
+
+logger = logging.getLogger("conch.frontends.models")
+
+#: reason that the repository index shows for a model that was unloaded on purpose
+UNLOADED = "unloaded"
+_MAX_VERSION_DIGITS = 18
+
+
+class InputRule:
+    """What a request's input must look like.
+
+    ``dims`` are without the batch dimension, -1 is variable. ``fixed``: no -1 in them and elements of one size; then
+    ``item_nbytes`` is the size of one batch item. ``element_nbytes`` is 0 for BYTES. ``bit`` is this input's in masks.
+    ``in_shape_key``: requests with other values for the variable dims cannot share a batch.
+    """
+
+    __slots__ = (
+        "bit",
+        "datatype",
+        "dims",
+        "element_nbytes",
+        "fixed",
+        "in_shape_key",
+        "item_nbytes",
+        "name",
+        "optional",
+        "variable_axes",
+    )
+
+    def __init__(self, config: ModelInput, position: int) -> None:
+        self.name = config.name
+        self.datatype = config.datatype
+        self.dims = tuple(config.dims)
+        self.optional = config.optional
+        self.bit = 1 << position
+        self.element_nbytes = ITEM_SIZES.get(self.datatype, 0)
+        self.variable_axes = tuple(axis for axis, dim in enumerate(self.dims) if dim < 0)
+        self.fixed = not self.variable_axes and self.element_nbytes > 0
+        self.item_nbytes = prod(self.dims) * self.element_nbytes if self.fixed else 0
+        self.in_shape_key = bool(self.variable_axes) and not config.allow_ragged_batch
 
 
 class ReadyModel:
     """One model version that can be asked now, with everything about it that a request needs worked out once.
 
-    ``name``, ``version``, ``config`` (typed), ``config_json`` (as the broker sent it), ``labels`` (output name -> lines),
-    ``idempotent``, ``decoupled``, ``max_batch_size``.
+    ``config_json`` is the configuration as the broker sent it. ``labels`` maps an output to its label lines.
+    ``inputs`` and ``output_names`` are in the configuration's order.
     """
 
-    name: str
-    version: int
-    config: ModelConfig
-    config_json: str
-    labels: dict[str, tuple[str, ...]]
-    idempotent: bool
-    decoupled: bool
-    max_batch_size: int
+    __slots__ = (
+        "config",
+        "config_json",
+        "decoupled",
+        "idempotent",
+        "inputs",
+        "labels",
+        "max_batch_size",
+        "name",
+        "output_names",
+        "required_mask",
+        "shape_key_rules",
+        "version",
+    )
+
+    def __init__(self, name: str, version: int, config: ModelConfig, config_json: str, labels: dict[str, tuple[str, ...]]):
+        self.name = name
+        self.version = version
+        self.config = config
+        self.config_json = config_json
+        self.labels = labels
+        self.idempotent = config.idempotent
+        self.decoupled = config.decoupled
+        self.max_batch_size = config.max_batch_size
+        self.inputs = {found.name: InputRule(found, i) for i, found in enumerate(config.input)}
+        self.output_names = {found.name: found for found in config.output}
+        self.required_mask = sum(rule.bit for rule in self.inputs.values() if not rule.optional)
+        batches = config.max_batch_size > 1
+        self.shape_key_rules = tuple(
+            rule for rule in self.inputs.values() if batches and (rule.in_shape_key or rule.optional)
+        )
 
 
 class ModelTableView:
-    """``update`` swaps the whole table; everything else reads the one it was last given."""
+    """``update`` swaps the whole table; everything else reads the one it was last given.
 
-    def update(self, table: ModelTable) -> None: ...
+    ``broker_absent`` is set by the requester while there has been no broker for longer than a restart takes: the table
+    is old then, and the server is not ready.
+    """
+
+    def __init__(self) -> None:
+        self.broker_absent = False
+        self._server: ServerState = "starting"
+        self._entries: tuple[ModelEntry, ...] = ()
+        self._by_name: dict[str, dict[int, ModelEntry]] = {}
+        self._ready: dict[tuple[str, int], ReadyModel] = {}
+        self._latest: dict[str, ReadyModel] = {}
+
+    def update(self, table: ModelTable) -> None:
+        by_name: dict[str, dict[int, ModelEntry]] = {}
+        ready: dict[tuple[str, int], ReadyModel] = {}
+        latest: dict[str, ReadyModel] = {}
+        entries = sorted(table.models, key=lambda entry: (entry.name, entry.version))
+        for entry in entries:
+            versions = by_name.setdefault(entry.name, {})
+            if entry.version > 0:
+                versions[entry.version] = entry
+            if entry.state != "READY":
+                continue
+            model = self._model(entry)
+            if model is not None:
+                ready[entry.name, entry.version] = model
+                latest[entry.name] = model  # versions ascend
+        self._server = table.server
+        self._entries = tuple(entries)
+        self._by_name = by_name
+        self._ready = ready
+        self._latest = latest
+
+    def _model(self, entry: ModelEntry) -> ReadyModel | None:
+        known = self._ready.get((entry.name, entry.version))
+        if known is not None and known.config_json == entry.config and known.labels == entry.labels:
+            return known
+        try:
+            config = decode_config(entry.config)
+        except msgspec.DecodeError as error:
+            logger.error("the configuration of model '%s' version %s is not usable: %s", entry.name, entry.version, error)
+            return None
+        return ReadyModel(entry.name, entry.version, config, entry.config, entry.labels)
 
     def lookup(self, name: str, version: str = "") -> ReadyModel:
         """The model to run; ``version`` as the client wrote it, "" for the highest that is ready.
 
         Raises ``NotFound``, ``NotReady`` and, for a version that is no number, ``InvalidArgument``.
         """
-        raise NotImplementedError
+        if not version:
+            model = self._latest.get(name)
+            if model is not None:
+                return model
+        else:
+            number = parse_version(version)
+            model = self._ready.get((name, number))
+            if model is not None:
+                return model
+        raise self._absent(name, version)
+
+    def _absent(self, name: str, version: str) -> NotFound | NotReady:
+        if self._server == "exiting":
+            return NotReady("Server exiting")
+        versions = self._by_name.get(name)
+        if not versions:
+            # in the repository but never loaded is unknown too, as in Triton
+            return NotFound(f"Request for unknown model: '{name}' is not found")
+        if not version:
+            return NotFound(f"Request for unknown model: '{name}' has no available versions")
+        number = parse_version(version)
+        if number in versions:
+            return NotReady(f"Request for unknown model: '{name}' version {number} is not at ready state")
+        return NotFound(f"Request for unknown model: '{name}' version {number} is not found")
 
     def ready_versions(self, name: str) -> tuple[int, ...]:
         """All READY versions of a model, ascending; empty for an unknown model."""
-        raise NotImplementedError
+        return tuple(version for version in self._by_name.get(name, ()) if (name, version) in self._ready)
 
     def model_ready(self, name: str, version: str = "") -> bool:
         """READY and healthy. Raises as ``lookup`` does."""
-        raise NotImplementedError
+        model = self.lookup(name, version)
+        return not self.broker_absent and self._by_name[name][model.version].healthy
 
     @property
     def server_state(self) -> ServerState:
-        raise NotImplementedError
+        return self._server
 
     def server_ready(self, strict: bool) -> bool:
         """Inventory 2.6: with ``strict`` every known version is READY and healthy, or was unloaded on purpose."""
-        raise NotImplementedError
+        if self._server != "ready" or self.broker_absent:
+            return False
+        return not strict or all(map(_lets_server_be_ready, self._entries))
 
     def index(self, ready_only: bool = False) -> list[ModelEntry]:
-        """What the repository index lists, in order. An entry with state UNKNOWN was never touched: only its name is
-        shown."""
-        raise NotImplementedError
+        """What the repository index lists, by name and version. An entry with state UNKNOWN was never touched: only its
+        name is shown."""
+        return [entry for entry in self._entries if not ready_only or entry.state == "READY"]
+
+
+def _lets_server_be_ready(entry: ModelEntry) -> bool:
+    match entry.state:
+        case "READY":
+            return entry.healthy
+        case "UNAVAILABLE":
+            return entry.reason == UNLOADED
+        case "UNKNOWN":
+            return True
+        case _:
+            return False
+
+
+def parse_version(text: str) -> int:
+    """Raises ``InvalidArgument`` for what is not a string of decimal digits."""
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_VERSION_DIGITS:
+        return int(text)
+    raise InvalidArgument(
+        f"failed to get model version from specified version string '{text}', version should be an integral value > 0"
+    )

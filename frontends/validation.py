@@ -1,9 +1,27 @@
-"""Checks a client's request against a model's configuration, in Python integers, before anything is allocated."""
+"""Checks a client's request against a model's configuration, in Python integers, before anything is allocated.
 
-from typing import NamedTuple
+A good request is recognised in one quick pass. Whatever is not quickly seen to be good goes through ``_refuse``, which
+looks at everything in Triton's order, so that a request with several faults gets the text that Triton gives.
+"""
 
-from frontends.inference import InferenceCall
-from frontends.models import ReadyModel
+from math import prod
+from typing import NamedTuple, NoReturn
+
+from conch.datatypes import BYTES_PREFIX_NBYTES, element_count
+from conch.errors import InvalidArgument
+from conch.tensors import BadBytes, count
+from frontends.inference import InferenceCall, TensorInput
+from frontends.models import InputRule, ReadyModel
+
+#: Triton counts elements and bytes in 64 bits
+MAX_COUNT = 2**63 - 1
+#: larger ones are refused even where another dimension is 0
+MAX_DIM = 2**31 - 1
+_NOTE = (
+    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input "
+    "shape. If you want to specify the full shape including the batch dim in your input dims config, try setting "
+    "max_batch_size to zero. See the model configuration docs for more info on max_batch_size."
+)
 
 
 class Checked(NamedTuple):
@@ -13,7 +31,233 @@ class Checked(NamedTuple):
     shape_key: str
 
 
+_ONE = Checked(1, "")
+
+
 def validate(model: ReadyModel, call: InferenceCall) -> Checked:
-    """Raises ``ClientError`` (mostly ``InvalidArgument``) with Triton's text, prefixed by the request id. The requester
-    calls this inside ``submit``; a protocol does not have to."""
-    raise NotImplementedError
+    """Raises ``InvalidArgument`` with Triton's text, prefixed by the request id. The requester calls this inside
+    ``submit``; a protocol does not have to."""
+    rules = model.inputs
+    batching = model.max_batch_size > 0
+    batch_size = -1
+    seen = 0
+    for tensor in call.inputs:
+        rule = rules.get(tensor.name)
+        if rule is None or tensor.datatype != rule.datatype or seen & rule.bit:
+            _refuse(model, call)
+        seen |= rule.bit
+        dims = tensor.shape
+        if batching:
+            if not dims:
+                _refuse(model, call)
+            if batch_size < 0:
+                batch_size = dims[0]
+            elif dims[0] != batch_size:
+                _refuse(model, call)
+            dims = dims[1:]
+        if rule.fixed:
+            if dims != rule.dims or len(tensor.data) != (rule.item_nbytes * batch_size if batching else rule.item_nbytes):
+                _refuse(model, call)
+        elif not _variable_is_good(rule, tensor, dims, batch_size if batching else 1):
+            _refuse(model, call)
+    if seen & model.required_mask != model.required_mask:
+        _refuse(model, call)
+    if batching and not 0 < batch_size <= model.max_batch_size and call.inputs:
+        _refuse(model, call)
+    if call.outputs and (
+        len(set(call.outputs)) != len(call.outputs) or not model.output_names.keys() >= set(call.outputs)
+    ):
+        _refuse(model, call)
+    if not model.shape_key_rules:
+        return _ONE if batch_size < 2 else Checked(batch_size, "")
+    return Checked(max(batch_size, 1), _shape_key(model, call))
+
+
+def _variable_is_good(rule: InputRule, tensor: TensorInput, dims: tuple[int, ...], batch_size: int) -> bool:
+    if len(dims) != len(rule.dims):
+        return False
+    for wanted, dim in zip(rule.dims, dims, strict=True):
+        if wanted != dim and not (wanted < 0 and 0 <= dim <= MAX_DIM):
+            return False
+    if prod(dim or 1 for dim in dims) * (rule.element_nbytes or BYTES_PREFIX_NBYTES) > MAX_COUNT:
+        return False
+    elements = prod(dims) * batch_size
+    if rule.element_nbytes:
+        return len(tensor.data) == elements * rule.element_nbytes
+    if len(tensor.data) < elements * BYTES_PREFIX_NBYTES:
+        return False
+    try:
+        return count(tensor.data, elements) == elements
+    except BadBytes:
+        return False
+
+
+def _shape_key(model: ReadyModel, call: InferenceCall) -> str:
+    """Which optional inputs there are, and the shapes of those whose shape is variable, in the configuration's order."""
+    if len(call.inputs) == 1:
+        found = {call.inputs[0].name: call.inputs[0]}
+    else:
+        found = {tensor.name: tensor for tensor in call.inputs}
+    axis = 1  # rules with a key exist only for models that batch
+    parts = []
+    for rule in model.shape_key_rules:
+        tensor = found.get(rule.name)
+        if tensor is None:
+            parts.append("-")
+        elif rule.in_shape_key:
+            parts.append(",".join(str(tensor.shape[axis + i]) for i in rule.variable_axes))
+        else:
+            parts.append("+")
+    return ";".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------------------ refusing
+
+
+def refused(call: InferenceCall, text: str) -> InvalidArgument:
+    """The error for an invalid request, with the prefix that Triton's core puts before it."""
+    return InvalidArgument(f"[request id: {call.client_id or '<id_unknown>'}] {text}")
+
+
+def _refuse(model: ReadyModel, call: InferenceCall) -> NoReturn:
+    for find in (_duplicates, _outputs, _input_set, _batch, _each_input, _sizes):
+        text = find(model, call)
+        if text:
+            raise refused(call, text)
+    raise refused(call, f"the request is invalid for model '{model.name}'")
+
+
+def _duplicates(model: ReadyModel, call: InferenceCall) -> str:
+    for kind, names in (("input", [tensor.name for tensor in call.inputs]), ("output", list(call.outputs))):
+        seen = set()
+        for name in names:
+            if name in seen:
+                return f"{kind} '{name}' already exists in request"
+            seen.add(name)
+    return ""
+
+
+def _outputs(model: ReadyModel, call: InferenceCall) -> str:
+    for name in call.outputs:
+        if name not in model.output_names:
+            return f"unexpected inference output '{name}' for model '{model.name}'"
+    return ""
+
+
+def _input_set(model: ReadyModel, call: InferenceCall) -> str:
+    got = [tensor.name for tensor in call.inputs]
+    required = [rule.name for rule in model.inputs.values() if not rule.optional]
+    if len(required) <= len(got) <= len(model.inputs):
+        return ""
+    if len(required) == len(model.inputs):
+        expected = f"expected {len(required)} inputs"
+    else:
+        expected = f"expected number of inputs between {len(required)} and {len(model.inputs)}"
+    missing = [name for name in required if name not in got]
+    return (
+        f"{expected} but got {len(got)} inputs for model '{model.name}'. Got input(s) {_name_list(got)}, but missing "
+        f"required input(s) {_name_list(missing)}. Please provide all required input(s)."
+    )
+
+
+def _batch(model: ReadyModel, call: InferenceCall) -> str:
+    if not model.max_batch_size:
+        return ""
+    batch_size = None
+    for tensor in call.inputs:
+        if tensor.name not in model.inputs:
+            return _unexpected_input(model, tensor)
+        if not tensor.shape:
+            return f"input '{tensor.name}' has no shape but model requires batch dimension for '{model.name}'"
+        if batch_size is None:
+            batch_size = tensor.shape[0]
+        elif tensor.shape[0] != batch_size:
+            return f"input '{tensor.name}' batch size does not match other inputs for '{model.name}'"
+    if batch_size is None:
+        return ""
+    if batch_size > model.max_batch_size:
+        return f"inference request batch-size must be <= {model.max_batch_size} for '{model.name}'"
+    if batch_size < 1:
+        return f"inference request batch-size must be >= 1 for '{model.name}'"
+    return ""
+
+
+def _each_input(model: ReadyModel, call: InferenceCall) -> str:
+    for tensor in call.inputs:
+        rule = model.inputs.get(tensor.name)
+        if rule is None:
+            return _unexpected_input(model, tensor)
+        if tensor.datatype != rule.datatype:
+            return (
+                f"inference input '{tensor.name}' data-type is '{tensor.datatype}', but model '{model.name}' expects "
+                f"'{rule.datatype}'"
+            )
+        text = _shape(model, rule, tensor)
+        if text:
+            return text
+    got = {tensor.name for tensor in call.inputs}
+    missing = [rule.name for rule in model.inputs.values() if not rule.optional and rule.name not in got]
+    if missing:  # an optional one stands in for it in the count
+        return (
+            f"expected number of inputs between {len(model.inputs.keys() - {*missing})} and {len(model.inputs)} but got "
+            f"{len(got)} inputs for model '{model.name}'. Got input(s) {_name_list(sorted(got))}, but missing required "
+            f"input(s) {_name_list(missing)}. Please provide all required input(s)."
+        )
+    return ""
+
+
+def _shape(model: ReadyModel, rule: InputRule, tensor: TensorInput) -> str:
+    where = f"for input '{rule.name}' for model '{model.name}'"
+    dims = tensor.shape[1:] if model.max_batch_size else tensor.shape
+    for dim in tensor.shape:
+        if dim < 0:
+            return f"All input dimensions should be specified {where}, got {_dims(tensor.shape)}"
+    if len(dims) != len(rule.dims) or any(wanted not in (-1, dim) for wanted, dim in zip(rule.dims, dims, strict=True)):
+        expected = (-1, *rule.dims) if model.max_batch_size else rule.dims
+        note = f" {_NOTE}" if model.max_batch_size else ""
+        return f"unexpected shape {where}. Expected {_dims(expected)}, got {_dims(tensor.shape)}.{note}"
+    if max(tensor.shape, default=0) > MAX_DIM or prod(dim or 1 for dim in tensor.shape) > MAX_COUNT:
+        return (
+            f"unexpected shape {where}: {_dims(tensor.shape)} causes total element count to exceed maximum size of "
+            f"{MAX_COUNT}"
+        )
+    if prod(dim or 1 for dim in tensor.shape) * (rule.element_nbytes or BYTES_PREFIX_NBYTES) > MAX_COUNT:
+        return f"byte size overflow {where}, shape {_dims(tensor.shape)}"
+    return ""
+
+
+def _sizes(model: ReadyModel, call: InferenceCall) -> str:
+    for tensor in call.inputs:
+        rule = model.inputs[tensor.name]
+        nbytes = len(tensor.data)
+        elements = element_count(tensor.shape)
+        where = f"for inference input '{rule.name}' for model '{model.name}'"
+        if rule.element_nbytes:
+            if nbytes != elements * rule.element_nbytes:
+                return (
+                    f"input byte size mismatch for input '{rule.name}' for model '{model.name}'. Expected "
+                    f"{elements * rule.element_nbytes}, got {nbytes}"
+                )
+            continue
+        try:
+            found = count(tensor.data, elements)
+        except BadBytes as error:
+            reason, _, details = str(error).partition(",")
+            return f"{reason} {where},{details}"
+        if found > elements:
+            return f"unexpected number of string elements {found} {where}, expecting {elements}"
+        if found < elements:
+            return f"expected {elements} string elements {where}, got {found}"
+    return ""
+
+
+def _unexpected_input(model: ReadyModel, tensor: TensorInput) -> str:
+    return f"unexpected inference input '{tensor.name}' for model '{model.name}'"
+
+
+def _name_list(names: list[str]) -> str:
+    return "[" + ",".join(f"'{name}'" for name in names) + "]"
+
+
+def _dims(dims: tuple[int, ...]) -> str:
+    return "[" + ",".join(map(str, dims)) + "]"

@@ -1,0 +1,46 @@
+"""One union per direction: what a receiver's typed decoder accepts."""
+
+from conch.messages.hellos import LauncherHello, ObserverHello, RequesterHello, Unwelcome, Welcome, WorkerHello
+from conch.messages.models import Answer, AskStatistics, AskStatus, LoadModel, ModelTable, UnloadModel
+from conch.messages.requests import Batch, Cancel, Done, Lost, Rejected, Request, Retired
+from conch.messages.responses import Link, Responses, SegmentAdded, SegmentRetired, Window
+from conch.messages.workers import (
+    Completed,
+    Configured,
+    Died,
+    Drain,
+    Forget,
+    Kill,
+    LoadFailed,
+    Ready,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+)
+
+WorkerToRequester = Link | Responses | SegmentAdded | SegmentRetired
+RequesterToWorker = SegmentAdded | SegmentRetired | Window
+ToBroker = (
+    Request
+    | Done
+    | Cancel
+    | RequesterHello
+    | ObserverHello
+    | WorkerHello
+    | LauncherHello
+    | Spawned
+    | SpawnFailed
+    | Died
+    | Completed
+    | Ready
+    | LoadFailed
+    | LoadModel
+    | UnloadModel
+    | AskStatistics
+    | AskStatus
+)
+ToRequester = Retired | Lost | Rejected | ModelTable | Answer | Welcome | Unwelcome
+ToObserver = ModelTable | Answer | Welcome | Unwelcome
+ToWorkerData = Batch
+ToWorkerControl = Configured | Cancel | Drain | Forget | Welcome | Unwelcome
+ToLauncher = Spawn | Kill | Welcome | Unwelcome

@@ -1,0 +1,92 @@
+"""The life of a worker process: broker, launcher and worker."""
+
+from conch.messages.base import Message
+from conch.messages.tensors import Fault
+
+
+class Spawn(Message, frozen=True):
+    """Broker to launcher: start a worker process for one model instance.
+
+    ``config`` is the model configuration as JSON. ``complete``: report a completed configuration first and wait for
+    ``Configured``. ``model_dir`` is the model's folder, ``version_dir`` the folder of the version. ``backend_config``
+    holds the server's ``--backend-config`` settings that apply to this backend.
+    """
+
+    worker: str
+    model: str
+    version: int
+    instance: int
+    instance_name: str
+    kind: str
+    device: int
+    config: str
+    config_hash: str
+    complete: bool
+    model_dir: str
+    version_dir: str
+    backend_config: dict[str, str] = {}
+
+
+class Kill(Message, frozen=True):
+    """Broker to launcher: end this worker with SIGKILL. Its death is reported as any other."""
+
+    worker: str
+
+
+class Spawned(Message, frozen=True):
+    worker: str
+    pid: int
+
+
+class Died(Message, frozen=True):
+    """Launcher to broker: the process is gone, seen through its pidfd. Exactly one of ``exit_code`` and ``signal`` is
+    set, or neither when the launcher had adopted the process and cannot know. ``output_tail`` is the end of what it
+    printed."""
+
+    worker: str
+    pid: int
+    exit_code: int | None
+    signal: int | None
+    output_tail: str = ""
+
+
+class SpawnFailed(Message, frozen=True):
+    worker: str
+    fault: Fault
+
+
+class Completed(Message, frozen=True):
+    """Worker to broker (control): the configuration as the backend completed it, JSON."""
+
+    worker: str
+    config: str
+
+
+class Configured(Message, frozen=True):
+    """Broker to worker (control): load the model with this validated configuration."""
+
+    config: str
+    config_hash: str
+
+
+class Ready(Message, frozen=True):
+    """Worker to broker, on the data socket: the model is loaded and batches may come."""
+
+    worker: str
+
+
+class LoadFailed(Message, frozen=True):
+    """Worker to broker (control), before it exits: why the model could not be completed or loaded."""
+
+    worker: str
+    fault: Fault
+
+
+class Drain(Message, frozen=True):
+    """Broker to worker (control): finish what you hold, finalize the model, exit 0."""
+
+
+class Forget(Message, frozen=True):
+    """Broker to worker (control): this requester is dead. Drop its connection and reclaim what it had leased."""
+
+    requester: str

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import struct
@@ -29,9 +30,11 @@ _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging
 
 
 def begin(settings: Settings) -> None:
-    """To be called first in every process: private files, logging to stderr, a stack trace when the interpreter
-    crashes. Under supervisord stderr is the process's own log file."""
+    """To be called first in every process: private files, as many descriptors as the system allows, logging to stderr,
+    a stack trace when the interpreter crashes. Under supervisord stderr is the process's own log file."""
     os.umask(0o077)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     faulthandler.enable()
     set_up_logging(settings)
 
@@ -170,14 +173,15 @@ class Lock:
 _held: dict[Path, Lock] = {}
 
 
-def hold_lock(path: Path, text: str) -> Lock:
+def hold_lock(path: Path, text: str, again: bool = False) -> Lock:
     """Takes the lock file ``path`` and writes ``text`` into it, e.g. ``pid 4711, HTTP port 8000``.
 
     It is a record lock: unlike ``flock`` it is not inherited by forked children, which would keep it when the process
-    dies. Raises ``LockHeld`` with the holder's text if somebody has it.
+    dies. Raises ``LockHeld`` with the holder's text if somebody has it. ``again``: something else in this process
+    closed the descriptor of a lock that was held.
     """
     path = path.absolute()
-    if path in _held:
+    if path in _held and not again:
         raise LockHeld(path, _held[path].text)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

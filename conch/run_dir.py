@@ -23,6 +23,8 @@ class RunDir:
     broker.lock           held (a record lock) by the broker while it lives; holds its pid and ports
     launcher.lock         held by the launcher
     serve.lock            held by ``conch serve``
+    supervisor.lock       held by supervisord; holds its pid and ports, so it tells whether a server runs here
+    supervisor.sock       supervisord's control socket (``supervisorctl``, ``conch status``)
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
     workers/ID.json       one per live worker, written by the launcher, for its successor
     loaded.json           explicit loads and overrides, written by the broker, for its successor
@@ -35,6 +37,7 @@ class RunDir:
         self.broker_lock = self.path / "broker.lock"
         self.launcher_lock = self.path / "launcher.lock"
         self.serve_lock = self.path / "serve.lock"
+        self.supervisor_lock = self.path / "supervisor.lock"
         self.supervisor_socket = self.path / "supervisor.sock"
         self.requesters = self.path / "requesters"
         self.workers = self.path / "workers"

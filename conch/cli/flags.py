@@ -16,8 +16,8 @@ Status = Literal["works", "accepted"]
 
 
 class Flag(msgspec.Struct, frozen=True):
-    """``field`` is the setting that the flag sets, or empty for one that sets nothing yet; ``kind`` is its value's type.
-    ``status`` "accepted": known, but changes nothing so far."""
+    """``field`` is the setting that the flag sets, or empty for one that sets nothing yet; ``kind`` is its value's
+    type. ``status`` "accepted": known, but changes nothing so far."""
 
     group: str
     name: str

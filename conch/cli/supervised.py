@@ -1,0 +1,159 @@
+"""What supervisord loads to serve Conch: ``supervisord.conf`` names ``make`` as the factory of an RPC interface.
+
+Two parts. *Importing this module* prepares the run directory, because supervisord offers no other hook before it opens
+the log files that lie in there. ``make`` then makes supervisord quick and lets ``conch status`` ask it about restarts.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from supervisor import events
+from supervisor.datatypes import RestartUnconditionally
+from supervisor.medusa import asyncore_25 as asyncore
+
+from conch.errors import ConchError
+from conch.process import LockHeld, hold_lock
+from conch.run_dir import RunDir
+from conch.settings import Settings
+
+_PR_SET_PDEATHSIG = 1
+#: a process that lived as long as this is started again at once, a shorter-lived one after a rest
+_STABLE_SECONDS = 2.0
+#: keeps a process that cannot start from using up a core; with the loop's own second at most 1.8 s
+_REST_SECONDS = 0.8
+#: added to --exit-timeout-secs, in which every process stops by itself, before supervisord kills it
+_STOP_MARGIN_SECONDS = 10
+
+
+def describe(settings: Settings) -> str:
+    """What the lock files of this server say about it."""
+    return f"pid {os.getpid()}, HTTP {settings.http_address}:{settings.http_port}"
+
+
+def _prepare() -> Settings:
+    os.umask(0o077)
+    # the programs run with the interpreter that runs supervisord, whether or not its environment is activated
+    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath)
+    try:
+        settings = Settings.from_environ()
+        if not settings.model_repository:
+            raise SystemExit("conch: CONCH_MODEL_REPOSITORY must name a folder of models")
+        _die_with_serve()
+        run_dir = RunDir(settings.run_dir)
+        run_dir.create()
+        hold_lock(run_dir.supervisor_lock, describe(settings))
+    except ConchError as error:
+        raise SystemExit(f"conch: {error}") from error
+    except LockHeld as error:
+        raise SystemExit(f"conch: a server with this run directory is running already ({error.text})") from error
+    return settings
+
+
+def _die_with_serve() -> None:
+    """If ``conch serve`` started us and is killed, stop everything in order."""
+    serve_pid = os.environ.pop("CONCH_SERVE_PID", "")
+    if serve_pid:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if str(os.getppid()) != serve_pid:
+            raise SystemExit("conch: conch serve is gone")
+
+
+class Waker:
+    """Lets supervisord's loop see signals and deaths at once; by itself it looks up from ``poll`` once a second, and
+    first of all before it starts anything.
+
+    It is an entry of supervisord's socket map: a descriptor that becomes readable with every signal and every ``wake``.
+    The loop asks ``readable`` on every turn, which is also the moment for ``on_turn``.
+    """
+
+    def __init__(self, on_turn: Callable[[], None]) -> None:
+        self._on_turn = on_turn
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        asyncore.socket_map[self._reader.fileno()] = self
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._writer.send(b"\0")
+
+    def readable(self) -> bool:
+        self._on_turn()
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read_event(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._reader.recv(512):
+                pass
+
+    def handle_error(self) -> None:
+        raise  # noqa: PLE0704  supervisord calls this inside its except clause
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+
+class Interface:
+    """The RPC namespace ``conch`` on supervisord's socket, and the pace of restarts: at once for a process that had run
+    for a while, after a rest for one that had just started, for ever."""
+
+    def __init__(self) -> None:
+        self._waker = Waker(self._end_rests)
+        self._starts: dict[str, int] = {}
+        self._last_exit: dict[str, str] = {}
+        self._resting: list[tuple[float, Any]] = []
+        events.subscribe(events.ProcessStateStartingEvent, self._on_starting)
+        events.subscribe(events.ProcessStateExitedEvent, self._on_exited)
+        self._waker.wake()
+
+    def _on_starting(self, event: Any) -> None:
+        name = event.process.config.name
+        self._starts[name] = self._starts.get(name, 0) + 1
+
+    def _on_exited(self, event: Any) -> None:
+        process = event.process
+        code = process.exitstatus
+        self._last_exit[process.config.name] = "killed by a signal" if code == -1 else f"exited with {code}"
+        if time.time() - process.laststart >= _STABLE_SECONDS:
+            self._waker.wake()
+        elif process.config.autorestart is RestartUnconditionally:
+            process.config.autorestart = False
+            self._resting.append((time.monotonic() + _REST_SECONDS, process))
+
+    def _end_rests(self) -> None:
+        now = time.monotonic()
+        for due, process in self._resting:
+            if now >= due:
+                process.config.autorestart = RestartUnconditionally
+        self._resting = [(due, process) for due, process in self._resting if now < due]
+
+    def getRestarts(self) -> dict[str, list[Any]]:
+        """Per program: how often it was started again, and how it ended last."""
+        return {name: [starts - 1, self._last_exit.get(name, "")] for name, starts in self._starts.items()}
+
+
+def make(supervisord: Any, **_options: str) -> Interface:
+    """Called by supervisord when it has its programs and its control socket, before it starts the first program."""
+    if not supervisord.options.first:
+        # after SIGHUP supervisord has closed every descriptor, and with it the lock
+        hold_lock(RunDir(_settings.run_dir).supervisor_lock, describe(_settings), again=True)
+    for group in supervisord.process_groups.values():
+        for process in group.processes.values():
+            stop_wait = _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS
+            process.config.stopwaitsecs = max(process.config.stopwaitsecs, stop_wait)
+    return Interface()
+
+
+_settings = _prepare()

@@ -154,12 +154,19 @@ class Arena:
             step = min(max(FIRST_SEGMENT_NBYTES, self.reserved_nbytes), LARGEST_STEP_NBYTES)
             step = min(max(step, needed), room // _PAGE_NBYTES * _PAGE_NBYTES)
             self.reserved_nbytes += step
+        made = 0
         try:
-            return Segment(step, kind=self._kind)
-        except BaseException:
+            try:
+                segment = Segment(step, kind=self._kind)
+            except ArenaFull:
+                if step == needed:
+                    raise
+                segment = Segment(needed, kind=self._kind)
+            made = segment.nbytes
+        finally:
             with self._grow_lock:
-                self.reserved_nbytes -= step
-            raise
+                self.reserved_nbytes -= step - made
+        return segment
 
     def _adopt(self, segment: Segment) -> None:
         base = next(self._indices) << _ADDRESS_BITS

@@ -1,8 +1,8 @@
 """A stand-in for a text-to-image model: the same interface, a drawing instead of a network.
 
-It shows what such a model needs from its server: an asset read once in ``initialize``, a string in, and a picture out
-whose size depends on the prompt. Every byte of the prompt becomes one coloured cell, so the same prompt always gives the
-same picture.
+It shows what such a model needs from its server: an asset read once in ``initialize``, a string in, and a picture
+out whose size depends on the prompt. Every byte of the prompt becomes one coloured cell, so the same prompt always
+gives the same picture.
 """
 
 import json

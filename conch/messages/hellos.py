@@ -34,11 +34,13 @@ class ObserverHello(Message, frozen=True):
 
 
 class Running(Record, frozen=True):
-    """A request that a worker holds."""
+    """A request that a worker holds, and the batch it came in: all requests of a batch are listed, in its order."""
 
     requester: str
     id: int
     attempt: int
+    epoch: int = 0
+    batch: int = 0
 
 
 WorkerState = Literal["completing", "loading", "ready", "draining"]

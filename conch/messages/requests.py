@@ -108,13 +108,15 @@ class Lost(Message, frozen=True):
     already sent; whatever then has no answer is submitted again with a raised attempt, or answered with ``cause``.
 
     ``alone``: the request was the only one that the worker held. ``worker`` is empty when a broker's restart lost them
-    before any worker had them; such a request is submitted again under the same attempt.
+    before any worker had them: the requester first reads every worker's connection, and such a request is submitted
+    again under the same attempt. ``attempts`` belong to ``ids``; an id whose attempt is not the current one is ignored.
     """
 
     worker: str
     ids: tuple[int, ...]
     alone: bool
     cause: Fault
+    attempts: tuple[int, ...] = ()
 
 
 class Rejected(Message, frozen=True):

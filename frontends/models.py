@@ -73,7 +73,9 @@ class ReadyModel:
         "version",
     )
 
-    def __init__(self, name: str, version: int, config: ModelConfig, config_json: str, labels: dict[str, tuple[str, ...]]):
+    def __init__(
+        self, name: str, version: int, config: ModelConfig, config_json: str, labels: dict[str, tuple[str, ...]]
+    ) -> None:
         self.name = name
         self.version = version
         self.config = config
@@ -95,11 +97,12 @@ class ModelTableView:
     """``update`` swaps the whole table; everything else reads the one it was last given.
 
     ``broker_absent`` is set by the requester while there has been no broker for longer than a restart takes: the table
-    is old then, and the server is not ready.
+    is old then, and the server is not ready. ``known`` is False until the first table has come.
     """
 
     def __init__(self) -> None:
         self.broker_absent = False
+        self.known = False
         self._server: ServerState = "starting"
         self._entries: tuple[ModelEntry, ...] = ()
         self._by_name: dict[str, dict[int, ModelEntry]] = {}
@@ -121,6 +124,7 @@ class ModelTableView:
             if model is not None:
                 ready[entry.name, entry.version] = model
                 latest[entry.name] = model  # versions ascend
+        self.known = True
         self._server = table.server
         self._entries = tuple(entries)
         self._by_name = by_name
@@ -134,7 +138,7 @@ class ModelTableView:
         try:
             config = decode_config(entry.config)
         except msgspec.DecodeError as error:
-            logger.error("the configuration of model '%s' version %s is not usable: %s", entry.name, entry.version, error)
+            logger.error("the configuration of '%s' version %s is not usable: %s", entry.name, entry.version, error)
             return None
         return ReadyModel(entry.name, entry.version, config, entry.config, entry.labels)
 
@@ -157,6 +161,8 @@ class ModelTableView:
     def _absent(self, name: str, version: str) -> NotFound | NotReady:
         if self._server == "exiting":
             return NotReady("Server exiting")
+        if not self.known:
+            return NotReady("the server is starting")
         versions = self._by_name.get(name)
         if not versions:
             # in the repository but never loaded is unknown too, as in Triton

@@ -1,9 +1,9 @@
 """The requester's view of its requests, as a pure state machine: events in, instructions out.
 
-``docs/design.md`` ("The requester's view") has the table that this implements. There are no sockets and no clock in here:
-the shell (``frontends.requester``) reports what happened and when (seconds of the monotonic clock), and carries out what
-comes back, in order. Every method leaves the machine consistent before the instructions are carried out, so an instruction
-may lead to the next event.
+``docs/design.md`` ("The requester's view") has the table that this implements. There are no sockets and no clock in
+here: the shell (``frontends.requester``) reports what happened and when (seconds of the monotonic clock), and carries
+out what comes back, in order. Every method leaves the machine consistent before the instructions are carried out, so
+an instruction may lead to the next event.
 
 The state of an entry says who waits: nobody has it yet (``HELD``), the broker or a worker has it and the caller waits
 (``SUBMITTED``), or the caller has gone or was answered and only the inputs wait (``ABANDONED``).
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from conch.errors import Overloaded
+from conch.errors import Overloaded, from_fault
 from conch.messages import (
     PROTOCOL_VERSION,
     Awaited,
@@ -73,7 +73,8 @@ class Entry:
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """To the broker. If it cannot be sent, the shell reports ``not_sent``."""
+    """To the broker. If a request cannot be sent, the shell reports ``not_sent``. A HELLO and a ``Cancel`` come again
+    by themselves."""
 
     message: Request | Cancel | RequesterHello
 
@@ -125,6 +126,7 @@ class Pending:
         self._next_id = 0
         self._connected = False
         self._welcome = False
+        self._closed = False
         self._said_hello_at = now
         self._outage_since = now
 
@@ -144,7 +146,10 @@ class Pending:
         return self._next_id
 
     def check_capacity(self) -> None:
-        """Raises ``Overloaded`` when one more request would be over a bound. To be called before ``submit``."""
+        """Raises ``Overloaded`` when one more request would be over a bound, and ``NotReady`` after ``close``. To be
+        called before ``submit``."""
+        if self._closed:
+            raise from_fault(CLOSING)
         if len(self._entries) >= self._max_inflight:
             raise Overloaded("too many requests in flight; try again")
         if not self._welcome and len(self._held) >= MAX_HELD:
@@ -175,11 +180,10 @@ class Pending:
 
     def close(self) -> list[Instruction]:
         """Everyone who waits is answered, and everything is dropped: the arena goes away with the process."""
+        self._closed = True
         instructions: list[Instruction] = []
         for entry in list(self._entries.values()):
-            if entry.state != State.ABANDONED:
-                instructions.append(Fail(entry, CLOSING))
-            instructions.append(self._drop(entry))
+            instructions += self._end(entry, CLOSING)
         return instructions
 
     # ------------------------------------------------------------------------------------------------ the workers
@@ -291,13 +295,11 @@ class Pending:
         self._lose_welcome(now)
         return [self._hello(now)]
 
-    def not_sent(self, message: Request | Cancel | RequesterHello, now: float) -> None:
-        """The transport could not take a message: the broker is away, or does not keep up. A HELLO and a ``Cancel``
-        come again by themselves."""
-        if isinstance(message, Request):
-            entry = self._entries.get(message.id)
-            if entry is not None and entry.state == State.SUBMITTED and entry.request.attempt == message.attempt:
-                self._hold(entry, now)
+    def not_sent(self, request: Request, now: float) -> None:
+        """The transport could not take it: the broker is away, or does not keep up. It is held."""
+        entry = self._entries.get(request.id)
+        if entry is not None and entry.state == State.SUBMITTED and entry.request.attempt == request.attempt:
+            self._hold(entry, now)
 
     # --------------------------------------------------------------------------------------------------- the clock
 

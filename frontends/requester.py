@@ -1,55 +1,466 @@
-"""The shell around a requester: sockets, arena and futures, driven by one asyncio (uvloop) event loop."""
+"""The shell around a requester: sockets, arena and futures, driven by one asyncio (uvloop) event loop.
+
+What to do is decided by the pure machines in ``frontends.pending`` and ``frontends.calls``; this file carries it out.
+"""
 
 import asyncio
+import logging
+import os
+import time
 from collections.abc import Callable
-from typing import overload
+from functools import partial
+from typing import Any, overload
 
-from conch.messages import AskStatistics, LoadModel, ModelStatistics, ModelTable, UnloadModel
-from conch.run_dir import RunDir
-from frontends.inference import InferenceCall, InferenceResult
+import msgspec
+import zmq
+
+from conch.channels import BadMessage
+from conch.channels.zeromq import DealerChannel
+from conch.errors import ConchError, Internal, Overloaded, from_fault
+from conch.messages import (
+    Answer,
+    AskStatistics,
+    Block,
+    Fault,
+    LoadModel,
+    Lost,
+    ModelStatistics,
+    ModelTable,
+    Rejected,
+    Request,
+    Response,
+    Retired,
+    TensorDescription,
+    ToBroker,
+    ToRequester,
+    UnloadModel,
+    Unwelcome,
+    Welcome,
+)
+from conch.run_dir import RunDir, new_peer_id
+from frontends.calls import Calls, Waiting
+from frontends.inference import InferenceCall, InferenceResult, OutputTensor
+from frontends.links import Links
 from frontends.models import ModelTableView, ReadyModel
+from frontends.pending import (
+    CLOSING,
+    HOLD_LIMIT_S,
+    Deliver,
+    Entry,
+    Fail,
+    FreeInputs,
+    GiveBack,
+    Instruction,
+    Pending,
+    Send,
+)
+from frontends.validation import Checked, validate
+from shm.arena import Arena
+from shm.base import ArenaFull, BadReference
+from shm.mapping import Mappings
+from shm.segment import Segment
+
+logger = logging.getLogger("conch.frontends.requester")
+
+#: an answer of up to this many bytes is copied, so that its worker has its memory back at once
+COPY_LIMIT_NBYTES = 64 * 1024
+TICK_S = 0.25
+#: ticks between two looks for idle segments
+_RETIRE_TICKS = 20
+_ALIGNMENT_NBYTES = 64
+
+Future = asyncio.Future[InferenceResult]
+
+
+class _Asked:
+    """What the shell keeps of a request."""
+
+    __slots__ = ("block", "future", "id", "requester")
+
+    def __init__(self, requester: "Requester", id: int, block: Block, future: Future) -> None:
+        self.requester = requester
+        self.id = id
+        self.block = block
+        self.future = future
+
+    def on_done(self, future: Future) -> None:
+        """Only ever called for a cancelled future: it is taken off before an answer is set."""
+        self.requester._cancelled(self.id)
 
 
 class Requester:
     """One per frontend process. All methods belong to the thread of the loop that ``start`` ran on.
 
-    ``models`` is the broker's latest table. ``on_table`` is called after each change of it. ``connected`` says whether a
-    broker has welcomed us; while none has, requests are held for up to 10 s.
+    ``models`` is the broker's latest table. ``on_table`` is called after each change of it. While no broker has
+    welcomed us (``connected``), requests are held for up to 10 s.
     """
 
-    models: ModelTableView
-    on_table: Callable[[ModelTable], None] | None
-    connected: bool
-
     def __init__(
-        self, run_dir: RunDir, *, role: str = "http", arena_cap_nbytes: int = 4 << 30, max_inflight: int = 10_000
-    ) -> None: ...
+        self, run_dir: RunDir, *, role: str = "http", arena_cap_nbytes: int = 4 << 30, max_inflight: int = 8192
+    ) -> None:
+        self.id = new_peer_id()
+        self.models = ModelTableView()
+        self.on_table: Callable[[ModelTable], None] | None = None
+        self._run_dir = run_dir
+        self._max_inflight = max_inflight
+        self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
+        self._calls = Calls()
+        self._arena = Arena(arena_cap_nbytes, "input")
+        self._links = Links(self._on_response, self._segments)
+        self._arena.on_segment_added = self._links.announce
+        self._arena.on_segment_retired = self._links.retire
+        self._growing: set[asyncio.Task[None]] = set()
+        self._look_again = False
+        self._ticks = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._dealer: DealerChannel[ToBroker, ToRequester]
+        self._loop: asyncio.AbstractEventLoop
+        self._growth_lock: asyncio.Lock
+
+    # --------------------------------------------------------------------------------------------------- life time
 
     async def start(self) -> None:
-        """Listens for workers and connects to the broker. Returns at once, whether or not a broker is there."""
+        """Listens for workers and connects to the broker. Returns without waiting for one. Raises ``OSError``."""
+        self._loop = asyncio.get_running_loop()
+        self._growth_lock = asyncio.Lock()
+        self._links.open(self._run_dir.requester_socket(self.id))
+        await self._loop.run_in_executor(None, self._arena.grow, 1)
+        self._context = zmq.Context()
+        self._dealer = DealerChannel(self._context, self._run_dir.broker_socket, self.id.encode(), ToRequester)
+        self._loop.add_reader(self._dealer.fileno(), self._on_broker)
+        self._loop.add_reader(self._dealer.monitor_fileno(), self._on_monitor)
+        self._tick()
+        self._on_monitor()
 
     async def close(self) -> None:
-        """Answers everything pending with ``NotReady``, then closes sockets, links and the arena."""
+        """Answers everything pending with ``NotReady``, then closes sockets, links and the arena. Idempotent."""
+        if self._context is None:
+            return
+        for task in list(self._growing):
+            task.cancel()
+        await asyncio.gather(*self._growing, return_exceptions=True)
+        self._carry_out(self._pending.close())
+        self._fail_calls(self._calls.close())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._dealer.fileno())
+        self._loop.remove_reader(self._dealer.monitor_fileno())
+        self._dealer.close()
+        self._context.destroy(linger=0)
+        self._context = None
+        self._links.close()
+        self._arena.close()
 
-    def submit(self, model: ReadyModel, call: InferenceCall) -> "asyncio.Future[InferenceResult]":
+    @property
+    def connected(self) -> bool:
+        return self._pending.welcome
+
+    @property
+    def inflight(self) -> int:
+        """Requests that hold inputs, answered or not."""
+        return len(self._pending) + len(self._growing)
+
+    # ----------------------------------------------------------------------------------------------- what callers do
+
+    def submit(self, model: ReadyModel, call: InferenceCall) -> Future:
         """Validates, copies the inputs into the arena and sends the request.
 
-        Raises ``ClientError`` (invalid request) and ``Overloaded`` (too much in flight, arena full) at once. The future
-        gets the result, or an exception out of ``conch.errors``. Cancelling the future (also by cancelling the task that
-        awaits it) tells the broker that nobody waits any more. Whoever gets a result must ``release`` it.
+        Raises ``ClientError`` (invalid request) and ``Unavailable`` (too much in flight, closed) at once. The future
+        gets the result, or an exception out of ``conch.errors``. Cancelling the future (also by cancelling the task
+        that awaits it) tells the broker that nobody waits any more. Whoever gets a result must ``release`` it.
+
+        Where the arena has to grow, the inputs are copied a little later: they must stay as they are until the future
+        is done.
         """
-        raise NotImplementedError
+        checked = validate(model, call)
+        self._pending.check_capacity()
+        nbytes = 0
+        for tensor in call.inputs:
+            nbytes += (len(tensor.data) + 63) & -64
+        future = self._loop.create_future()
+        block = self._arena.allocate_within(nbytes or _ALIGNMENT_NBYTES)
+        if block is not None:
+            self._send_request(model, call, checked, block, future)
+        else:
+            if self.inflight >= self._max_inflight:
+                raise Overloaded("too many requests in flight; try again")
+            task = self._loop.create_task(self._grow(model, call, checked, nbytes or _ALIGNMENT_NBYTES, future))
+            self._growing.add(task)
+            task.add_done_callback(self._growing.discard)
+        return future
 
     @overload
     async def call(self, message: LoadModel | UnloadModel) -> None: ...
     @overload
     async def call(self, message: AskStatistics) -> list[ModelStatistics]: ...
     async def call(self, message: LoadModel | UnloadModel | AskStatistics) -> list[ModelStatistics] | None:
-        """Asks the broker (``message.call`` is filled in here; pass 0). Raises what the broker answers, as an error out
-        of ``conch.errors``, and ``NotReady`` when no broker answers within 10 s of being disconnected."""
-        raise NotImplementedError
+        """Asks the broker (``message.call`` is filled in here; pass 0).
 
-    @property
-    def inflight(self) -> int:
-        """Requests that hold inputs, answered or not."""
-        raise NotImplementedError
+        Raises what the broker answers, as an error out of ``conch.errors``, and ``NotReady`` when there is no broker
+        for 10 s or it went away before it answered.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        waiting = self._calls.start(message, future, time.monotonic())
+        try:
+            self._send_calls()
+            result = await future
+        finally:
+            self._calls.forget(waiting.message.call)
+        if isinstance(message, AskStatistics):
+            try:
+                return msgspec.convert(result, list[ModelStatistics])
+            except msgspec.ValidationError as error:
+                logger.error("the broker's statistics are not readable: %s", error)
+                raise Internal("the statistics are not readable") from error
+        return None
+
+    # ------------------------------------------------------------------------------------------------ a request's way
+
+    def _send_request(
+        self, model: ReadyModel, call: InferenceCall, checked: Checked, block: Block, future: Future
+    ) -> None:
+        segment, start, _ = block.segment, block.offset, block.nbytes
+        view = self._arena.view(block)
+        descriptions = []
+        offset = 0
+        for tensor in call.inputs:
+            data = tensor.data
+            nbytes = len(data)
+            end = offset + nbytes
+            view[offset:end] = data
+            descriptions.append(
+                TensorDescription(tensor.name, tensor.datatype, tensor.shape, Block(segment, start + offset, nbytes))
+            )
+            offset = (end + 63) & -64
+        pending = self._pending
+        id = pending.new_id()
+        request = Request(
+            id,
+            1,
+            model.name,
+            model.version,
+            checked.batch_size,
+            checked.shape_key,
+            tuple(descriptions),
+            call.outputs,
+            call.client_id,
+            call.parameters,
+            call.priority,
+            call.timeout_us,
+            call.deadline,
+            call.sequence,
+        )
+        asked = _Asked(self, id, block, future)
+        future.add_done_callback(asked.on_done)
+        self._carry_out(pending.submit(Entry(request, model.idempotent, asked), time.monotonic()))
+
+    async def _grow(
+        self, model: ReadyModel, call: InferenceCall, checked: Checked, nbytes: int, future: Future
+    ) -> None:
+        """The rest of ``submit`` once the arena has grown, off the loop: reserving memory takes milliseconds."""
+        try:
+            async with self._growth_lock:
+                while self._arena.needs_growth(nbytes) and not future.done():
+                    await self._loop.run_in_executor(None, self._arena.grow, nbytes)
+            if not future.done():
+                self._send_request(model, call, checked, self._arena.allocate(nbytes), future)
+        except ArenaFull as error:
+            logger.warning("%s", error)
+            if not future.done():
+                future.set_exception(Overloaded("the server's memory for inputs is full; try again"))
+        except asyncio.CancelledError:
+            if not future.done():
+                future.set_exception(from_fault(CLOSING))
+            raise
+
+    def _cancelled(self, id: int) -> None:
+        self._carry_out(self._pending.abandon(id))
+
+    def _carry_out(self, instructions: list[Instruction], mappings: Mappings | None = None) -> None:
+        """``mappings`` are those of the worker whose response this is about."""
+        for instruction in instructions:
+            match instruction:
+                case Send():
+                    self._send(instruction.message)
+                case FreeInputs():
+                    self._arena.free(instruction.entry.owner.block)
+                case Deliver():
+                    assert mappings is not None
+                    self._deliver(instruction.entry, instruction.response, mappings)
+                case Fail():
+                    asked: _Asked = instruction.entry.owner
+                    _set_exception(asked, from_fault(instruction.fault))
+                case GiveBack():
+                    assert mappings is not None
+                    mappings.give_back(instruction.lease)
+
+    def _on_response(self, response: Response, mappings: Mappings) -> None:
+        self._carry_out(self._pending.response(response), mappings)
+
+    def _deliver(self, entry: Entry, response: Response, mappings: Mappings) -> None:
+        asked: _Asked = entry.owner
+        future = asked.future
+        if not response.final or response.error is not None or future.done():
+            # done: cancelled a moment ago. Not final: only streams read those, and nothing asks for a stream yet.
+            if response.lease is not None:
+                mappings.give_back(response.lease)
+            if response.final and response.error is not None:
+                _set_exception(asked, from_fault(response.error))
+            return
+        try:
+            result = _result(entry.request, response, mappings)
+        except BadReference as error:
+            logger.error("model '%s' answered with memory that it does not have: %s", entry.request.model, error)
+            if response.lease is not None:
+                mappings.give_back(response.lease)
+            _set_exception(asked, Internal(f"model '{entry.request.model}' gave an unusable answer"))
+            return
+        future.remove_done_callback(asked.on_done)
+        future.set_result(result)
+
+    # ---------------------------------------------------------------------------------------------------- the broker
+
+    def _send(self, message: ToBroker) -> bool:
+        if not self._look_again:
+            # sending may swallow the signal that something has arrived
+            self._look_again = True
+            self._loop.call_soon(self._look)
+        try:
+            if self._dealer.send_nowait(message):
+                return True
+        except (OverflowError, TypeError, ValueError, msgspec.MsgspecError) as error:
+            # a parameter that MessagePack cannot hold, such as a number of more than 64 bits
+            if not isinstance(message, Request):
+                raise
+            fault = Fault("InvalidArgument", f"the request cannot be passed on: {error}")
+            self._carry_out(self._pending.rejected(Rejected(message.id, message.attempt, fault)))
+            return False
+        if isinstance(message, Request):
+            self._pending.not_sent(message, time.monotonic())
+        return False
+
+    def _look(self) -> None:
+        self._look_again = False
+        if self._context is not None and int(self._dealer.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._on_broker()
+
+    def _on_broker(self) -> None:
+        """Takes everything that has arrived. Nothing may end this early: the descriptor would stay silent for ever."""
+        while True:
+            try:
+                message = self._dealer.receive_nowait()
+                if message is None:
+                    return
+                self._from_broker(message)
+            except BadMessage as error:
+                logger.error("the broker sent something unreadable: %s", error)
+            except Exception:
+                logger.exception("a message of the broker could not be handled")
+
+    def _from_broker(self, message: ToRequester) -> None:
+        match message:
+            case Retired():
+                self._carry_out(self._pending.retired(message))
+            case Rejected():
+                self._carry_out(self._pending.rejected(message))
+            case Lost():
+                # A broker that restarted knows no worker's name: the answer may lie in any connection.
+                self._links.drain(message.worker)
+                self._carry_out(self._pending.lost(message, time.monotonic()))
+            case ModelTable():
+                self.models.update(message)
+                if self.on_table is not None:
+                    self.on_table(message)
+            case Answer():
+                self._answered(message)
+            case Welcome():
+                self.models.broker_absent = False
+                self._carry_out(self._pending.welcomed(message))
+                self._send_calls()
+            case Unwelcome():
+                if message.fault is not None:
+                    logger.error("the broker refused us: %s", message.fault.message)
+                self._fail_calls(self._calls.broker_lost())
+                self._carry_out(self._pending.unwelcome(message, time.monotonic()))
+
+    def _on_monitor(self) -> None:
+        for up in self._dealer.connection_changes():
+            now = time.monotonic()
+            self._fail_calls(self._calls.broker_lost())
+            if up:
+                # the socket takes note of its new connection only while it is asked for something
+                self._on_broker()
+                self._carry_out(self._pending.connected(now))
+            else:
+                self._pending.disconnected(now)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._carry_out(self._pending.tick(now))
+        self._fail_calls(self._calls.tick(now))
+        self.models.broker_absent = self._pending.outage_s(now) > HOLD_LIMIT_S
+        self._ticks += 1
+        if self._ticks % _RETIRE_TICKS == 0:
+            self._arena.retire_idle(now)
+
+    def _segments(self) -> tuple[Segment, ...]:
+        return self._arena.segments
+
+    # --------------------------------------------------------------------------------------------------------- calls
+
+    def _send_calls(self) -> None:
+        if self._pending.welcome:
+            for waiting in self._calls.unsent():
+                waiting.sent = self._send(waiting.message)
+
+    def _answered(self, message: Answer) -> None:
+        found = self._calls.answered(message)
+        if found is None:
+            return
+        waiting, error = found
+        if error is not None:
+            self._fail_calls([(waiting, error)])
+        elif not waiting.owner.done():
+            waiting.owner.set_result(message.result)
+
+    def _fail_calls(self, failed: list[tuple[Waiting, ConchError]]) -> None:
+        for waiting, error in failed:
+            if not waiting.owner.done():
+                waiting.owner.set_exception(error)
+
+
+def _set_exception(asked: _Asked, error: ConchError) -> None:
+    future = asked.future
+    if not future.done():
+        future.remove_done_callback(asked.on_done)
+        future.set_exception(error)
+        future.exception()  # seen: whoever waits may have been cancelled a moment ago, and that is no error
+
+
+def _result(request: Request, response: Response, mappings: Mappings) -> InferenceResult:
+    """Raises ``BadReference``."""
+    views = []
+    total_nbytes = 0
+    for description in response.outputs:
+        reference = description.reference
+        if not isinstance(reference, Block):
+            raise BadReference(f"a {type(reference).__name__} in an output")
+        views.append(mappings.view(reference))
+        total_nbytes += reference.nbytes
+    lease = response.lease
+    if lease is None or total_nbytes > COPY_LIMIT_NBYTES:
+        outputs = [
+            OutputTensor(description.name, description.datatype, description.shape, view)
+            for description, view in zip(response.outputs, views, strict=True)
+        ]
+        give_back = None if lease is None else partial(mappings.give_back, lease)
+    else:
+        outputs = [
+            OutputTensor(description.name, description.datatype, description.shape, bytes(view))
+            for description, view in zip(response.outputs, views, strict=True)
+        ]
+        give_back = None
+        mappings.give_back(lease)
+    return InferenceResult(request.model, request.version, request.client_id, response.parameters, outputs, give_back)

@@ -18,8 +18,8 @@ MAX_COUNT = 2**63 - 1
 #: larger ones are refused even where another dimension is 0
 MAX_DIM = 2**31 - 1
 _NOTE = (
-    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input "
-    "shape. If you want to specify the full shape including the batch dim in your input dims config, try setting "
+    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
+    "input shape. If you want to specify the full shape including the batch dim in your input dims config, try setting "
     "max_batch_size to zero. See the model configuration docs for more info on max_batch_size."
 )
 
@@ -56,7 +56,8 @@ def validate(model: ReadyModel, call: InferenceCall) -> Checked:
                 _refuse(model, call)
             dims = dims[1:]
         if rule.fixed:
-            if dims != rule.dims or len(tensor.data) != (rule.item_nbytes * batch_size if batching else rule.item_nbytes):
+            nbytes = rule.item_nbytes * batch_size if batching else rule.item_nbytes
+            if dims != rule.dims or len(tensor.data) != nbytes:
                 _refuse(model, call)
         elif not _variable_is_good(rule, tensor, dims, batch_size if batching else 1):
             _refuse(model, call)
@@ -93,7 +94,7 @@ def _variable_is_good(rule: InputRule, tensor: TensorInput, dims: tuple[int, ...
 
 
 def _shape_key(model: ReadyModel, call: InferenceCall) -> str:
-    """Which optional inputs there are, and the shapes of those whose shape is variable, in the configuration's order."""
+    """Which optional inputs there are, and the variable dimensions of inputs, in the configuration's order."""
     if len(call.inputs) == 1:
         found = {call.inputs[0].name: call.inputs[0]}
     else:
@@ -145,10 +146,13 @@ def _outputs(model: ReadyModel, call: InferenceCall) -> str:
 
 
 def _input_set(model: ReadyModel, call: InferenceCall) -> str:
+    required = sum(not rule.optional for rule in model.inputs.values())
+    return "" if required <= len(call.inputs) <= len(model.inputs) else _wrong_count(model, call)
+
+
+def _wrong_count(model: ReadyModel, call: InferenceCall) -> str:
     got = [tensor.name for tensor in call.inputs]
     required = [rule.name for rule in model.inputs.values() if not rule.optional]
-    if len(required) <= len(got) <= len(model.inputs):
-        return ""
     if len(required) == len(model.inputs):
         expected = f"expected {len(required)} inputs"
     else:
@@ -196,13 +200,8 @@ def _each_input(model: ReadyModel, call: InferenceCall) -> str:
         if text:
             return text
     got = {tensor.name for tensor in call.inputs}
-    missing = [rule.name for rule in model.inputs.values() if not rule.optional and rule.name not in got]
-    if missing:  # an optional one stands in for it in the count
-        return (
-            f"expected number of inputs between {len(model.inputs.keys() - {*missing})} and {len(model.inputs)} but got "
-            f"{len(got)} inputs for model '{model.name}'. Got input(s) {_name_list(sorted(got))}, but missing required "
-            f"input(s) {_name_list(missing)}. Please provide all required input(s)."
-        )
+    if any(not rule.optional and rule.name not in got for rule in model.inputs.values()):
+        return _wrong_count(model, call)  # an optional one stands in for it in the count
     return ""
 
 

@@ -91,6 +91,9 @@ class SeqpacketChannel(Generic[Out, In]):
             )
         except BlockingIOError:
             return None
+        except ConnectionResetError:
+            # The peer closed without having read all of ours. The kernel says so once, ahead of what the peer had sent.
+            return self.receive_nowait()
         except OSError as error:
             raise ChannelClosed(str(error)) from error
         descriptors = _descriptors(ancillary)

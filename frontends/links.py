@@ -1,0 +1,205 @@
+"""Connections from workers: what they announce is mapped, what they answer is handed on.
+
+Each worker connects to the requester's own socket. A connection's mappings are its own, so that a worker can refer only
+to memory that it announced itself.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from conch.channels import BadMessage, ChannelClosed
+from conch.channels.seqpacket import SeqpacketChannel, listen
+from conch.messages import (
+    PROTOCOL_VERSION,
+    Link,
+    RequesterToWorker,
+    Response,
+    Responses,
+    SegmentAdded,
+    SegmentRetired,
+    WorkerToRequester,
+)
+from shm.base import BadReference
+from shm.mapping import Mappings
+from shm.segment import Segment
+
+logger = logging.getLogger("conch.frontends.links")
+
+#: how long no connection is accepted after the system had no descriptor for one
+_ACCEPT_PAUSE_S = 0.1
+
+
+class WorkerLink:
+    """One accepted connection. ``worker`` is empty until it has said who it is."""
+
+    __slots__ = ("backlog", "channel", "mappings", "worker")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.channel: SeqpacketChannel[RequesterToWorker, WorkerToRequester] = SeqpacketChannel(
+            connection, WorkerToRequester
+        )
+        self.mappings = Mappings()
+        self.worker = ""
+        self.backlog: deque[tuple[RequesterToWorker, int | None]] = deque()
+
+
+class Links:
+    """The listening socket and all connections. ``on_response`` gets each response with the mappings of its worker, and
+    must not raise. ``segments`` are the requester's own, announced to each new connection."""
+
+    def __init__(
+        self, on_response: Callable[[Response, Mappings], None], segments: Callable[[], Iterable[Segment]]
+    ) -> None:
+        self._on_response = on_response
+        self._segments = segments
+        self._links: dict[int, WorkerLink] = {}  # by descriptor
+        self._listener: socket.socket | None = None
+        self._path = Path()
+        self._loop: asyncio.AbstractEventLoop
+
+    def open(self, path: Path) -> None:
+        """Listens at ``path``, on the running loop. Raises ``OSError``."""
+        self._loop = asyncio.get_running_loop()
+        self._path = path
+        self._listener = listen(path)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        if self._listener is None:
+            return
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = None
+        self._path.unlink(missing_ok=True)
+        for link in list(self._links.values()):
+            self._close(link)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def drain(self, worker: str) -> None:
+        """Accepts every waiting connection and reads everything that ``worker`` has sent; that of all workers if
+        ``worker`` is empty. To be called once it is known to be dead, or to have said what it runs."""
+        self._accept()
+        for link in list(self._links.values()):
+            if not worker or link.worker in (worker, ""):
+                while self._read(link):
+                    pass
+
+    def announce(self, segment: Segment) -> None:
+        """Tells every worker of a new segment of ours."""
+        message = SegmentAdded(segment.number, segment.nbytes, segment.lease_page)
+        for link in self._links.values():
+            self._send(link, message, segment.descriptor)
+
+    def retire(self, number: int) -> None:
+        for link in self._links.values():
+            self._send(link, SegmentRetired(number), None)
+
+    # ------------------------------------------------------------------------------------------------------ inside
+
+    def _accept(self) -> None:
+        while self._listener is not None:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                logger.error("a worker's connection cannot be accepted: %s", error)
+                self._loop.remove_reader(self._listener.fileno())
+                self._loop.call_later(_ACCEPT_PAUSE_S, self._resume_accepting)
+                return
+            link = WorkerLink(connection)
+            descriptor = link.channel.fileno()
+            self._links[descriptor] = link
+            self._loop.add_reader(descriptor, self._read, link)
+            for segment in self._segments():
+                message = SegmentAdded(segment.number, segment.nbytes, segment.lease_page)
+                self._send(link, message, segment.descriptor)
+
+    def _resume_accepting(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+            self._accept()
+
+    def _read(self, link: WorkerLink) -> bool:
+        """Takes one message. False if there was none, or the connection is closed now. The descriptor is
+        level-triggered: what is left wakes the loop again."""
+        try:
+            received = link.channel.receive_nowait()
+            if received is None:
+                return False
+            message, descriptor = received
+            if isinstance(message, Responses) and descriptor is None and link.worker:
+                for response in message.items:
+                    self._on_response(response, link.mappings)
+            else:
+                self._handle(link, message, descriptor)
+        except ChannelClosed:
+            self._close(link)
+            return False
+        except (BadMessage, BadReference) as error:
+            # what the worker has not answered comes back to us as lost
+            logger.error("worker %s broke the protocol, its connection is closed: %s", link.worker or "unknown", error)
+            self._close(link)
+            return False
+        return True
+
+    def _handle(self, link: WorkerLink, message: WorkerToRequester, descriptor: int | None) -> None:
+        """Anything but an ordinary ``Responses``. Raises ``BadMessage`` and ``BadReference``."""
+        if isinstance(message, SegmentAdded) and descriptor is not None and link.worker:
+            link.mappings.add(message.segment, descriptor, message.lease_page)
+            return
+        if descriptor is not None:
+            os.close(descriptor)
+            raise BadMessage("a descriptor came with a message that has none")
+        if isinstance(message, Link) and not link.worker and message.worker:
+            if message.protocol != PROTOCOL_VERSION:
+                raise BadMessage(f"protocol {message.protocol}, not {PROTOCOL_VERSION}")
+            link.worker = message.worker
+        elif isinstance(message, SegmentRetired) and link.worker:
+            link.mappings.remove(message.segment)
+        else:
+            raise BadMessage(f"{type(message).__name__} out of order")
+
+    def _close(self, link: WorkerLink) -> None:
+        descriptor = link.channel.fileno()
+        if self._links.pop(descriptor, None) is None:
+            return
+        self._loop.remove_reader(descriptor)
+        self._loop.remove_writer(descriptor)
+        link.channel.close()
+        for _, kept in link.backlog:
+            if kept is not None:
+                os.close(kept)
+        link.backlog.clear()
+        link.mappings.close()
+
+    def _send(self, link: WorkerLink, message: RequesterToWorker, descriptor: int | None) -> None:
+        """Sends now, or as soon as the worker reads: a busy one has up to a few hundred of these waiting."""
+        try:
+            if not link.backlog and link.channel.send_nowait(message, descriptor):
+                return
+        except ChannelClosed:
+            return  # what it had sent before is still to be read; then its end of file closes the link
+        # the segment may be closed before the worker reads
+        link.backlog.append((message, None if descriptor is None else os.dup(descriptor)))
+        self._loop.add_writer(link.channel.fileno(), self._flush, link)
+
+    def _flush(self, link: WorkerLink) -> None:
+        try:
+            while link.backlog:
+                message, descriptor = link.backlog[0]
+                if not link.channel.send_nowait(message, descriptor):
+                    return
+                link.backlog.popleft()
+                if descriptor is not None:
+                    os.close(descriptor)
+        except ChannelClosed:
+            pass
+        self._loop.remove_writer(link.channel.fileno())

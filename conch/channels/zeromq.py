@@ -148,4 +148,5 @@ class DealerChannel(Generic[Out, In]):
 
     def close(self) -> None:
         self.socket.disable_monitor()
+        self.monitor.close()
         self.socket.close()

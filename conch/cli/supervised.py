@@ -18,6 +18,7 @@ from supervisor import events
 from supervisor.datatypes import RestartUnconditionally
 from supervisor.medusa import asyncore_25 as asyncore
 
+from conch.cli.running import describe
 from conch.errors import ConchError
 from conch.process import LockHeld, hold_lock
 from conch.run_dir import RunDir
@@ -30,11 +31,6 @@ _STABLE_SECONDS = 2.0
 _REST_SECONDS = 0.8
 #: added to --exit-timeout-secs, in which every process stops by itself, before supervisord kills it
 _STOP_MARGIN_SECONDS = 10
-
-
-def describe(settings: Settings) -> str:
-    """What the lock files of this server say about it."""
-    return f"pid {os.getpid()}, HTTP {settings.http_address}:{settings.http_port}"
 
 
 def _prepare() -> Settings:

@@ -1,0 +1,181 @@
+"""The running ``conch serve``: waits for the models, says what happened, and stops the server when asked."""
+
+import logging
+import os
+import select
+import socket
+import sys
+import time
+from typing import Any
+
+import zmq
+
+from conch.channels import BadMessage
+from conch.channels.zeromq import DealerChannel
+from conch.cli.family import Family
+from conch.cli.logs import ProcessLogs
+from conch.cli.tables import model_table
+from conch.messages import PROTOCOL_VERSION, ModelTable, ObserverHello, ToObserver
+from conch.process import StopSignals
+from conch.run_dir import RunDir, new_peer_id
+from conch.settings import Settings
+
+logger = logging.getLogger("conch.cli.serve")
+
+#: how often the log files are looked at, and while starting, the port
+_LOOK_SECONDS = 0.25
+_STARTING_LOOK_SECONDS = 0.02
+#: a program that ends this often before the server is up will not come up
+_MAX_EXITS_AT_START = 3
+#: for whatever supervisord left behind
+_LEFTOVER_GRACE_SECONDS = 3.0
+#: what a second signal leaves of the time to stop
+_HURRY_SECONDS = 2.0
+
+
+class Observer:
+    """Listens to the broker until every model is loaded or has failed."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._context = zmq.Context()
+        self._channel: DealerChannel[Any, Any] = DealerChannel(
+            self._context, run_dir.broker_socket, new_peer_id().encode(), ToObserver
+        )
+        self.table: ModelTable | None = None
+
+    def filenos(self) -> tuple[int, int]:
+        return self._channel.fileno(), self._channel.monitor_fileno()
+
+    def look(self) -> bool:
+        """Takes what has come; True once the server has ended its start."""
+        if True in self._channel.connection_changes():
+            self._channel.send_nowait(ObserverHello(PROTOCOL_VERSION, os.getpid()))
+        while True:
+            try:
+                message = self._channel.receive_nowait()
+            except BadMessage as error:
+                logger.warning("ignored a message of the broker: %s", error)
+                continue
+            if message is None:
+                break
+            if isinstance(message, ModelTable):
+                self.table = message
+        return self.table is not None and self.table.server != "starting"
+
+    def close(self) -> None:
+        self._channel.close()
+        self._context.term()
+
+
+class Foreground:
+    """One life of a server. ``run`` returns the exit status and leaves no process behind."""
+
+    def __init__(self, settings: Settings, run_dir: RunDir, family: Family, signals: StopSignals) -> None:
+        self._settings = settings
+        self._family = family
+        self._signals = signals
+        self._logs = ProcessLogs(run_dir.logs, settings.log_verbose > 0)
+        self._observer: Observer | None = Observer(run_dir)
+        self._poll = select.poll()
+        self._pidfd = os.pidfd_open(family.supervisord)
+        for descriptor in (self._signals.fileno(), self._pidfd, *self._observer.filenos()):
+            self._poll.register(descriptor, select.POLLIN)
+
+    def run(self) -> int:
+        try:
+            started = self._start()
+            if started and not self._signals.take():
+                while self._turn(_LOOK_SECONDS) and not self._signals.take():
+                    pass
+            return self._stop(0 if started else 1)
+        finally:
+            self._forget_broker()
+            self._family.end(0)
+            os.close(self._pidfd)
+
+    def _turn(self, seconds: float) -> bool:
+        """Waits for something to happen; False when supervisord is dead."""
+        self._poll.poll(seconds * 1000)
+        for line in self._logs.take():
+            print(line, file=sys.stderr)
+        return self._family.reap()
+
+    # ------------------------------------------------------------------------------------------------------ starting
+
+    def _start(self) -> bool:
+        """True once models are loaded and the port answers, or when a signal came first; False: stop with status 1."""
+        assert self._observer is not None
+        while not self._observer.look():
+            if not self._still_starting():
+                return self._signals.received > 0
+        table = self._observer.table
+        assert table is not None
+        self._forget_broker()
+        failed = [entry for entry in table.models if entry.state == "UNAVAILABLE" and entry.reason != "unloaded"]
+        if self._settings.log_info or failed:
+            print("\n" + model_table(table.models), file=sys.stderr)
+        if failed and self._settings.exit_on_error:
+            logger.error("creating server: Internal - failed to load all models")
+            return False
+        if not self._settings.allow_http:
+            return True
+        while not self._http_answers():
+            if not self._still_starting():
+                return self._signals.received > 0
+        logger.info("Started HTTPService at %s:%d", self._settings.http_address, self._settings.http_port)
+        return True
+
+    def _still_starting(self) -> bool:
+        alive = self._turn(_STARTING_LOOK_SECONDS)
+        for name, exits in self._logs.exits.items():
+            if exits >= _MAX_EXITS_AT_START:
+                logger.error("%s does not start; its log is in %s", name, self._settings.run_dir + "/logs")
+                return False
+        return alive and not self._signals.take()
+
+    def _http_answers(self) -> bool:
+        address = self._settings.http_address
+        # a server that listens on every address answers on the local one
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+        try:
+            socket.create_connection((address, self._settings.http_port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    def _forget_broker(self) -> None:
+        if self._observer is not None:
+            for descriptor in self._observer.filenos():
+                self._poll.unregister(descriptor)
+            self._observer.close()
+            self._observer = None
+
+    # ------------------------------------------------------------------------------------------------------ stopping
+
+    def _stop(self, status: int) -> int:
+        if not self._family.reap():
+            logger.error("supervisord ended by itself (%s); stopping", self._family.exit_code)
+            self._family.end(_LEFTOVER_GRACE_SECONDS)
+            return 1
+        if self._signals.received:
+            logger.info("Signal received. Waiting up to %d s for requests to finish", self._settings.exit_timeout_secs)
+        self._family.stop()
+        signals_seen = self._signals.take()
+        now = time.monotonic()
+        deadline = now + self._settings.exit_timeout_secs
+        next_report = now + 1
+        while self._turn(min(_LOOK_SECONDS, max(0.0, deadline - now))):
+            now = time.monotonic()
+            if self._signals.take() > signals_seen:
+                signals_seen = self._signals.received
+                deadline = min(deadline, now + _HURRY_SECONDS)
+            if now >= deadline:
+                logger.error("Exit timeout expired. Exiting immediately.")
+                self._family.end(0)
+                return 1
+            if now >= next_report:
+                next_report += 1
+                logger.info("Timeout %d: waiting for requests and models to finish", int(deadline - now))
+        if self._family.end(_LEFTOVER_GRACE_SECONDS):
+            logger.warning("some processes had to be ended after supervisord")
+        return status

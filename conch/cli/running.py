@@ -1,0 +1,59 @@
+"""Which servers of this user are running, and where."""
+
+import os
+
+import msgspec
+
+from conch.errors import InvalidArgument
+from conch.process import lock_holder
+from conch.run_dir import RunDir
+from conch.settings import Settings, parse_value, variable_name
+
+
+class RunningServer(msgspec.Struct, frozen=True):
+    """``description`` is what the holder of its lock wrote there: pid, address and port."""
+
+    run_dir: str
+    http_port: int
+    description: str
+
+
+def describe(settings: Settings) -> str:
+    """What the lock files of this server say about it."""
+    return f"pid {os.getpid()}, HTTP {settings.http_address}:{settings.http_port}"
+
+
+def server_in(run_dir: str) -> str | None:
+    """The description of the server that runs in ``run_dir``, or None."""
+    return lock_holder(RunDir(run_dir).supervisor_lock)
+
+
+def running_servers() -> list[RunningServer]:
+    """Found by the environment of this user's processes, so a run directory may be anywhere, and by the lock in there,
+    so that a finished server is not found."""
+    found: dict[str, RunningServer] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        environ = _environ(pid)
+        run_dir = environ.get(variable_name("run_dir"), "")
+        if not os.path.isabs(run_dir) or run_dir in found:
+            continue
+        description = server_in(run_dir)
+        if description is not None:
+            try:
+                variable = variable_name("http_port")
+                http_port: int = parse_value(variable, environ.get(variable, str(Settings().http_port)), int)
+            except InvalidArgument:
+                continue
+            found[run_dir] = RunningServer(run_dir, http_port, description)
+    return sorted(found.values(), key=lambda server: server.http_port)
+
+
+def _environ(pid: str) -> dict[str, str]:
+    try:
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return {}
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            pairs = file.read().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if pair.startswith("CONCH_") and "=" in pair)

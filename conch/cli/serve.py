@@ -1,0 +1,108 @@
+"""``conch serve``: a whole server in the foreground, with ``tritonserver``'s flags, output and exit codes.
+
+Exit codes: 0 after a graceful stop; 1 for wrong flags, a repository or port that cannot be used, a server that runs
+already, a model that fails to load (with ``--exit-on-error``), a stop that ran out of time, a supervisord that died.
+"""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from conch.cli.family import Family
+from conch.cli.flags import HelpWanted, environment, help_text, parse
+from conch.cli.running import describe, running_servers, server_in
+from conch.errors import ConchError, InvalidArgument
+from conch.process import Lock, LockHeld, StopSignals, begin, hold_lock
+from conch.run_dir import RunDir
+from conch.settings import Settings
+
+logger = logging.getLogger("conch.cli.serve")
+
+
+class CannotServe(Exception):
+    """Why the server cannot be started; for people."""
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Runs until stopped; returns the exit status."""
+    try:
+        parsed = parse(arguments, os.environ)
+    except HelpWanted:
+        print(help_text(), end="")
+        return 0
+    except InvalidArgument as error:
+        print(f"conch serve: {error}", file=sys.stderr)
+        return 1
+    settings = parsed.settings
+    begin(settings)
+    for warning in parsed.warnings:
+        logger.warning("%s", warning)
+    try:
+        check_repositories(settings)
+        run_dir = RunDir(settings.run_dir)
+        run_dir.create()
+        lock = _take(run_dir, settings)
+        probe_port(settings)
+    except (CannotServe, ConchError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    signals = StopSignals()
+    try:
+        # supervisord starts while the rest of this process is still being imported
+        family = Family(environment(settings, os.environ), run_dir.logs / "supervisord.log")
+        from conch.cli.foreground import Foreground
+
+        return Foreground(settings, run_dir, family, signals).run()
+    finally:
+        signals.close()
+        lock.release()
+
+
+def check_repositories(settings: Settings) -> None:
+    """Raises ``CannotServe`` if there is none, or one that is not a readable folder."""
+    if not settings.model_repository:
+        raise CannotServe("--model-repository must be specified")
+    for path in settings.model_repository:
+        if not os.path.isdir(path):
+            raise CannotServe(
+                f"model repository '{path}' {'is no folder' if os.path.exists(path) else 'does not exist'}"
+            )
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise CannotServe(f"model repository '{path}' cannot be read")
+
+
+def _take(run_dir: RunDir, settings: Settings) -> Lock:
+    holder = server_in(settings.run_dir)
+    try:
+        lock = hold_lock(run_dir.serve_lock, describe(settings))
+    except LockHeld as error:
+        holder = error.text or "a process that is just starting"
+    if holder is not None:
+        raise CannotServe(
+            f"a server runs already in {run_dir.path} ({holder}); stop it, or choose another --http-port and --run-dir"
+        )
+    return lock
+
+
+def probe_port(settings: Settings) -> None:
+    """Raises ``CannotServe`` naming the server that has our port. Frontends share their port among themselves, so they
+    would share it with a stranger's too and never notice."""
+    if not settings.allow_http or settings.reuse_http_port:
+        return
+    address, port = settings.http_address, settings.http_port
+    try:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise CannotServe(f"--http-address {address}: {error.strerror}") from error
+    for family, kind, protocol, _, location in found:
+        with socket.socket(family, kind, protocol) as probe:
+            # a connection in TIME_WAIT does not matter, a listener does
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(location)
+            except OSError as error:
+                others = [server for server in running_servers() if server.http_port == port]
+                holder = f": a server runs there already ({others[0].description})" if others else ""
+                raise CannotServe(f"cannot listen on {address}:{port}{holder} ({error.strerror})") from error

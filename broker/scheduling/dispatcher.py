@@ -1,0 +1,464 @@
+"""Which request runs where and when: the broker's view of the life of a request (docs/design.md), without any I/O.
+
+Events come in as method calls; ``dispatch`` forms batches from everything that came in since and returns what is to be
+sent, in order. Calling it once for many events is what makes batches.
+"""
+
+import logging
+from collections.abc import Iterable
+from math import inf
+
+from broker.instructions import Instruction, ToControl, ToData, ToPeer
+from broker.scheduling.job import GONE, QUEUED, RUNNING, Job
+from broker.scheduling.queues import QUEUE_FULL, TIMED_OUT
+from broker.scheduling.recovery import ModelKey, Recovery
+from broker.scheduling.requesters import Requesters
+from broker.scheduling.workers import FAST_EXECUTION_S, BatchKey, ModelSlot, WorkerSlot
+from broker.statistics import BACKEND, CANCELED, REJECTED, StatisticsKeeper
+from conch.messages import (
+    Awaited,
+    Batch,
+    Cancel,
+    Dispatch,
+    Done,
+    Drain,
+    Fault,
+    Forget,
+    LiveWorker,
+    ModelStatistics,
+    Rejected,
+    Request,
+    Running,
+)
+from conch.model_config import ModelConfig
+
+logger = logging.getLogger("conch.broker.dispatcher")
+
+#: a worker that could not be reached is tried again after this: it is connecting, or its death is on its way to us
+UNREACHABLE_S = 0.02
+_UNDELIVERED = Fault("Unavailable", "the answer could not be delivered")
+
+
+class Dispatcher:
+    """Keeps every request from ``submit`` to the end of its batch, by (requester, id).
+
+    All ``now`` are seconds on the monotonic clock. ``wall_offset_ns``: see ``StatisticsKeeper``.
+    """
+
+    def __init__(self, epoch: int, wall_offset_ns: int = 0) -> None:
+        self._epoch = epoch
+        self._wall_offset_ns = wall_offset_ns
+        self._models: dict[ModelKey, ModelSlot] = {}
+        self._workers: dict[str, WorkerSlot] = {}
+        self._requesters = Requesters()
+        self._recovery = Recovery()
+        #: models that may have something to do, in the order in which that came about
+        self._dirty: dict[ModelSlot, None] = {}
+        #: models whose queue has a timer
+        self._timed: set[ModelSlot] = set()
+        self._unreachable: set[WorkerSlot] = set()
+        self._starting = True
+        self._last_batch = 0
+        self._out = self._requesters.out
+
+    # -------------------------------------------------------------------------------------------------- models
+
+    def add_model(self, name: str, version: int, config: ModelConfig, fresh_statistics: bool = True) -> None:
+        """Requests for this version are scheduled by ``config`` from now on."""
+        model = self._model(name, version)
+        if fresh_statistics and model.known:
+            model.statistics = StatisticsKeeper(self._wall_offset_ns)
+        model.known = True
+        model.closing = None
+        model.configure(config)
+        self._dirty[model] = None
+
+    def drain_model(self, name: str, version: int, fault: Fault) -> None:
+        """New requests are rejected with ``fault``; what is queued still runs, then every worker gets ``Drain``."""
+        model = self._model(name, version)
+        model.closing = fault
+        self._dirty[model] = None
+
+    def remove_model(self, name: str, version: int, fault: Fault, now: float) -> None:
+        """What is queued is rejected with ``fault``; what runs is left to its workers."""
+        model = self._models.pop((name, version), None)
+        if model is None:
+            return
+        for job in model.queued_jobs():
+            self._requesters.reject(job, fault)
+        self._dirty.pop(model, None)
+        self._timed.discard(model)
+        for worker in list(model.workers.values()):
+            self._drain_worker(worker)
+
+    def startup_finished(self, now: float) -> None:
+        """Every model that comes by itself has come: requests kept for others are rejected."""
+        self._starting = False
+        for key in [key for key, model in self._models.items() if not model.known and not model.workers]:
+            self.remove_model(*key, not_ready(*key), now)
+
+    def _model(self, name: str, version: int) -> ModelSlot:
+        model = self._models.get((name, version))
+        if model is None:
+            model = self._models[name, version] = ModelSlot(name, version, StatisticsKeeper(self._wall_offset_ns))
+        return model
+
+    # ------------------------------------------------------------------------------------------------- workers
+
+    def worker_expected(self, worker: str) -> None:
+        """It is being spawned on this broker's behalf."""
+        self._recovery.expect(worker)
+
+    def launcher_hello(self, workers: Iterable[LiveWorker]) -> list[str]:
+        """These workers live and no other. Returns the known ones that are not among them: the caller declares them
+        lost."""
+        listed = list(workers)
+        self._recovery.listed(listed)
+        self._settle_missing()
+        alive = {worker.worker for worker in listed}
+        return [worker for worker in self._workers if worker not in alive]
+
+    def worker_hello(self, worker: str, model: str, version: int, running: Iterable[Running], now: float) -> bool:
+        """A worker speaks for the first time in this epoch. False if it is not to be believed: it is dead or nobody's,
+        or has spoken before (its connection broke, so that nobody knows what it holds: it has to be killed)."""
+        if worker in self._workers or not self._recovery.believes(worker):
+            return False
+        slot = self._worker(worker, model, version)
+        for item in running:
+            self._adopt(slot, item, now)
+        self._recovery.heard(worker)
+        self._settle_missing()
+        return True
+
+    def _worker(self, worker: str, model: str, version: int) -> WorkerSlot:
+        slot = self._workers.get(worker)
+        if slot is None:
+            slot = self._workers[worker] = WorkerSlot(worker, self._model(model, version))
+            slot.model.workers[worker] = slot
+        return slot
+
+    def _adopt(self, worker: WorkerSlot, running: Running, now: float) -> None:
+        missing = self._recovery.found(running)
+        job = Job(running.requester, None, running.id, running.attempt, now)
+        job.state = RUNNING
+        job.worker = worker
+        worker.batches.setdefault((running.epoch, running.batch), []).append(job)
+        worker.model.running += 1
+        worker.alone |= running.attempt > 1
+        jobs = self._requesters.jobs.setdefault(running.requester, {})
+        if running.id in jobs:
+            logger.error("worker %s runs a request that is already known", worker.name)
+            job.requester = ""
+            return
+        jobs[running.id] = job
+        if missing is not None and missing.cancelled:
+            self._cancel_running(job)
+
+    def worker_ready(self, worker: str, model: str, version: int) -> None:
+        """It takes batches from now on. Repeating it is harmless, and ends its being unreachable."""
+        slot = self._worker(worker, model, version)
+        slot.ready = True
+        self._reachable(slot)
+
+    def worker_draining(self, worker: str) -> None:
+        """It gets no more batches, and ``Drain`` as soon as it holds nothing."""
+        slot = self._workers.get(worker)
+        if slot is not None:
+            self._drain_worker(slot)
+
+    def _drain_worker(self, worker: WorkerSlot) -> None:
+        worker.draining = True
+        worker.settle()
+        if not worker.batches and not worker.drain_sent:
+            worker.drain_sent = True
+            self._out.append(ToControl(worker.name, Drain()))
+
+    def worker_lost(self, worker: str, cause: Fault, now: float) -> bool:
+        """It is dead. What it held is ``Lost``. True if it held a request with attempt > 1: then its death says more
+        about that request than about the model."""
+        self._recovery.died(worker)
+        slot = self._workers.pop(worker, None)
+        retrying = False
+        if slot is not None:
+            slot.ready = False
+            slot.leave()
+            slot.model.workers.pop(worker, None)
+            self._unreachable.discard(slot)
+            self._dirty[slot.model] = None
+            jobs = list(slot.jobs())
+            retrying = any(job.attempt > 1 for job in jobs)
+            slot.model.running -= len(jobs)
+            slot.batches.clear()
+            if retrying and len(jobs) == 1 and not jobs[0].cancelled:
+                slot.model.statistics.fail(BACKEND, jobs[0].enqueued, now)
+            self._requesters.lose(worker, jobs, len(jobs) == 1, cause)
+        self._settle_missing()
+        return retrying
+
+    def unreachable(self, worker: str, batch: int, now: float) -> None:
+        """``batch`` could not be sent: its requests go back to where they were, and the worker is tried again soon."""
+        slot = self._workers.get(worker)
+        jobs = None if slot is None else slot.batches.pop(batch, None)
+        if slot is None or jobs is None:
+            return
+        model = slot.model
+        model.running -= len(jobs)
+        if jobs[0].attempt > 1:
+            jobs[0].state = QUEUED
+            model.retries.appendleft(jobs[0])
+        else:
+            model.queue.push_back(jobs)
+        slot.unreachable_until = now + UNREACHABLE_S
+        slot.settle()
+        self._unreachable.add(slot)
+        self._dirty[model] = None
+
+    def _reachable(self, worker: WorkerSlot) -> None:
+        worker.unreachable_until = 0.0
+        self._unreachable.discard(worker)
+        worker.settle()
+        self._dirty[worker.model] = None
+
+    # ---------------------------------------------------------------------------------------------- requesters
+
+    def requester_hello(self, requester: str, awaited: Iterable[Awaited]) -> None:
+        """It is there (again) and awaits these. What is not known here is looked for, or lost."""
+        jobs = self._requesters.jobs.setdefault(requester, {})
+        for item in awaited:
+            if item.id not in jobs and not self._requesters.was_told(requester, item.id, item.attempt):
+                self._recovery.miss(requester, item)
+        self._settle_missing()
+
+    def requester_gone(self, requester: str) -> None:
+        """It is dead: its queued requests vanish, nobody is told about the others, its leases can be reclaimed."""
+        for job in self._requesters.forget(requester):
+            if job.state == QUEUED:
+                self._unqueue(job)
+        self._recovery.forget(requester)
+        for worker in self._workers:
+            self._out.append(ToControl(worker, Forget(requester)))
+
+    def submit(self, requester: str, request: Request, now: float) -> None:
+        """Queues a request of a requester that has said hello."""
+        jobs = self._requesters.jobs[requester]
+        id = request.id
+        if id in jobs:
+            logger.error("requester %s submitted request %s again", requester, id)
+            return
+        self._requesters.submitted(requester, id, request.attempt)
+        model = self._models.get((request.model, request.version))
+        if model is None:
+            if not self._starting:
+                fault = not_ready(request.model, request.version)
+                self._out.append(ToPeer(requester, Rejected(id, request.attempt, fault)))
+                return
+            model = self._model(request.model, request.version)
+        job = Job(requester, request, id, request.attempt, now)
+        if request.attempt > 1:
+            if model.closing is not None and all(worker.draining for worker in model.workers.values()):
+                self._reject(job, model.closing, now)
+                return
+            model.retries.append(job)
+        elif model.closing is not None:
+            self._reject(job, model.closing, now)
+            return
+        elif not model.queue.push(job):
+            self._reject(job, QUEUE_FULL, now)
+            return
+        jobs[id] = job
+        self._dirty[model] = None
+
+    def cancel(self, requester: str, id: int, now: float) -> None:
+        """Nobody waits for it any more. ``Retired`` follows, at once or when its batch is done."""
+        job = self._requesters.jobs[requester].get(id)
+        if job is None:
+            if not self._recovery.cancel(requester, id):
+                self._requesters.retire(requester, (id,))
+        elif job.state == RUNNING:
+            if not job.cancelled:
+                self._cancel_running(job)
+        else:
+            model = self._unqueue(job)
+            model.statistics.fail(CANCELED, job.enqueued, now)
+            del self._requesters.jobs[requester][id]
+            self._requesters.retire(requester, (id,))
+
+    def _cancel_running(self, job: Job) -> None:
+        assert job.worker is not None
+        job.cancelled = True
+        self._out.append(ToControl(job.worker.name, Cancel(job.requester, job.id)))
+
+    def done(self, worker: str, done: Done, now: float) -> None:
+        """A batch is finished, which frees credit. It proves nothing about delivery."""
+        slot = self._workers.get(worker)
+        key: BatchKey = done.batch if done.epoch == self._epoch else (done.epoch, done.batch)
+        jobs = None if slot is None else slot.batches.pop(key, None)
+        if slot is None or jobs is None:
+            logger.error("worker %s reports batch %s of epoch %s, which it has not", worker, done.batch, done.epoch)
+            return
+        model = slot.model
+        model.running -= len(jobs)
+        if done.failed or done.undelivered:
+            self._finish_partly(slot, jobs, done, now)
+        else:
+            units, enqueued_sum = self._requesters.finish(jobs)
+            model.statistics.executed(done, len(jobs), units, enqueued_sum, units)
+        model.measured((done.ended_ns - done.started_ns) / 1e9)
+        if slot.draining:
+            self._drain_worker(slot)
+        else:
+            slot.settle()
+        self._dirty[model] = None
+
+    def _finish_partly(self, worker: WorkerSlot, jobs: list[Job], done: Done, now: float) -> None:
+        """The slow way of ``done``: some failed, some did not reach their requester."""
+        statistics = worker.model.statistics
+        failed = [jobs[position] for position in done.failed]
+        undelivered = [jobs[position] for position in done.undelivered]
+        succeeded = [job for job in jobs if job not in failed and job not in undelivered]
+        for job in failed:
+            if job not in undelivered:
+                statistics.fail(BACKEND, job.enqueued, now)
+        units, enqueued_sum = self._requesters.finish(succeeded)
+        self._requesters.finish([job for job in failed if job not in undelivered])
+        statistics.executed(done, len(succeeded), sum(job.size for job in jobs), enqueued_sum, units)
+        self._requesters.lose(worker.name, undelivered, len(jobs) == 1 and not worker.batches, _UNDELIVERED)
+
+    def _reject(self, job: Job, fault: Fault, now: float) -> None:
+        """``job``, which has left its queue or never entered it, counts as failed and will not run."""
+        assert job.request is not None
+        model = self._models.get((job.request.model, job.request.version))
+        if model is not None:
+            model.statistics.fail(REJECTED, job.enqueued, now)
+        self._requesters.reject(job, fault)
+
+    def _unqueue(self, job: Job) -> ModelSlot:
+        assert job.request is not None
+        model = self._models[job.request.model, job.request.version]
+        if job.attempt > 1:
+            job.state = GONE
+            model.retries.remove(job)
+        else:
+            model.queue.discard(job)
+        self._dirty[model] = None
+        return model
+
+    def _settle_missing(self) -> None:
+        """What the restart lost for certain: cancelled requests are retired, the others declared lost, once."""
+        lost = self._recovery.decided()
+        if lost:
+            self._requesters.restart_lost(lost)
+
+    # ------------------------------------------------------------------------------------------------- batches
+
+    def dispatch(self, now: float) -> list[Instruction]:
+        """Forms the batches that can leave now. Returns everything that is to be sent since the last call, in order."""
+        if self._unreachable:
+            for worker in [worker for worker in self._unreachable if worker.unreachable_until <= now]:
+                self._reachable(worker)
+        if self._timed:
+            for model in [model for model in self._timed if model.queue.next_wakeup() <= now]:
+                for job in model.queue.expire(now):
+                    self._reject(job, TIMED_OUT, now)
+                self._dirty[model] = None
+        if self._dirty:
+            for model in self._dirty:
+                if model.known:
+                    self._fill(model, now)
+            self._dirty.clear()
+        out = self._out[:]
+        self._out.clear()
+        return out
+
+    @property
+    def next_wakeup(self) -> float | None:
+        """When ``dispatch`` is to be called if nothing happens before."""
+        wakeup = inf
+        for model in self._timed:
+            wakeup = min(wakeup, model.queue.next_wakeup())
+        for worker in self._unreachable:
+            wakeup = min(wakeup, worker.unreachable_until)
+        return None if wakeup == inf else wakeup
+
+    def _fill(self, model: ModelSlot, now: float) -> None:
+        queue = model.queue
+        idle = model.idle
+        retries = model.retries
+        expired: list[Job] = []
+        while retries and idle:
+            job = retries.popleft()
+            if job.expires <= now:
+                expired.append(job)
+            else:
+                self._send(idle.popleft(), [job], model)
+        while idle:
+            jobs = queue.take(now, False, expired)
+            if jobs is None:
+                break
+            self._send(idle.popleft(), jobs, model)
+        if model.partial and queue.live and not retries and model.execution_s < FAST_EXECUTION_S:
+            while model.partial:
+                jobs = queue.take(now, True, expired)
+                if jobs is None:
+                    break
+                self._send(model.partial.popleft(), jobs, model)
+        for job in expired:
+            self._reject(job, TIMED_OUT, now)
+        if queue.timed:
+            if queue.next_wakeup() < inf:
+                self._timed.add(model)
+            else:
+                self._timed.discard(model)
+        if model.closing is not None and not model.queued:
+            for worker in list(model.workers.values()):
+                if not worker.draining:
+                    self._drain_worker(worker)
+
+    def _send(self, worker: WorkerSlot, jobs: list[Job], model: ModelSlot) -> None:
+        worker.place = None
+        self._last_batch = number = self._last_batch + 1
+        items = []
+        for job in jobs:
+            job.state = RUNNING
+            job.worker = worker
+            assert job.request is not None
+            items.append(Dispatch(job.requester, job.request))
+        worker.batches[number] = jobs
+        model.running += len(jobs)
+        if jobs[0].attempt > 1:
+            worker.alone = True
+        elif len(worker.batches) == 1 and model.queue.closes_early:
+            worker.place = model.partial
+            model.partial.append(worker)
+        self._out.append(ToData(worker.name, Batch(self._epoch, number, tuple(items))))
+
+    # ------------------------------------------------------------------------------------------------- reports
+
+    def statistics(self, name: str = "", version: int = 0) -> list[ModelStatistics]:
+        """Of all known versions that fit; ``""`` and 0 fit all."""
+        return [
+            model.statistics.report(model.name, model.version, model.queued)
+            for model in self._models.values()
+            if model.known and name in ("", model.name) and version in (0, model.version)
+        ]
+
+    def load_of(self, name: str, version: int) -> tuple[int, int]:
+        """How many requests are queued and how many run."""
+        model = self._models.get((name, version))
+        return (0, 0) if model is None else (model.queued, model.running)
+
+    def is_busy(self, worker: str) -> bool:
+        slot = self._workers.get(worker)
+        return slot is not None and bool(slot.batches)
+
+    def inflight_of(self, requester: str) -> int:
+        return len(self._requesters.jobs.get(requester, ()))
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is queued and nothing runs."""
+        return not any(model.queued or model.running for model in self._models.values())
+
+
+def not_ready(name: str, version: int) -> Fault:
+    return Fault("NotReady", f"Request for unknown model: '{name}' version {version} is not at ready state")

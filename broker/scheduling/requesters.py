@@ -1,0 +1,107 @@
+"""Who awaits what, and how they are told that it has ended."""
+
+from broker.instructions import Instruction, ToPeer
+from broker.scheduling.job import GONE, Job
+from broker.scheduling.recovery import Missing
+from conch.messages import Fault, Lost, Rejected, Retired
+
+_LOST_BY_RESTART = Fault("Unavailable", "the request was lost when a part of the server was restarted")
+
+
+class Requesters:
+    """``jobs`` holds every queued and running job by requester and id. A requester that is not in it is dead, and is
+    told nothing. Messages are appended to ``out``."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, dict[int, Job]] = {}
+        self.out: list[Instruction] = []
+        #: (requester, id, attempt) told lost by a restart, and not heard of since
+        self._told: set[tuple[str, int, int]] = set()
+
+    def submitted(self, requester: str, id: int, attempt: int) -> None:
+        if self._told:
+            self._told.discard((requester, id, attempt))
+
+    def was_told(self, requester: str, id: int, attempt: int) -> bool:
+        """Whether its loss by a restart is already on its way to the requester."""
+        return (requester, id, attempt) in self._told
+
+    def forget(self, requester: str) -> list[Job]:
+        """It is dead; returns what it had."""
+        self._told = {told for told in self._told if told[0] != requester}
+        return list(self.jobs.pop(requester, {}).values())
+
+    def finish(self, jobs: list[Job]) -> tuple[int, float]:
+        """``jobs`` ran. Returns the sums of their sizes and of the times when they were queued."""
+        units = 0
+        enqueued_sum = 0.0
+        cancelled = None
+        for job in jobs:
+            job.state = GONE
+            units += job.size
+            enqueued_sum += job.enqueued
+            known = self.jobs.get(job.requester)
+            if known is not None:
+                known.pop(job.id, None)
+                if job.cancelled:
+                    cancelled = cancelled or []
+                    cancelled.append(job)
+        if cancelled is not None:
+            self._retire(cancelled)
+        return units, enqueued_sum
+
+    def retire(self, requester: str, ids: tuple[int, ...]) -> None:
+        """No worker reads their inputs any more, and no answer will come."""
+        self.out.append(ToPeer(requester, Retired(ids)))
+
+    def _retire(self, jobs: list[Job]) -> None:
+        for requester, group in _by_requester(jobs).items():
+            self.retire(requester, tuple([job.id for job in group]))
+
+    def lose(self, worker: str, jobs: list[Job], alone: bool, cause: Fault) -> None:
+        """``worker`` held ``jobs`` and will not answer them: cancelled ones are retired, the others ``Lost``."""
+        lost: list[Job] = []
+        retired: list[Job] = []
+        for job in jobs:
+            job.state = GONE
+            known = self.jobs.get(job.requester)
+            if known is not None:
+                known.pop(job.id, None)
+                (retired if job.cancelled else lost).append(job)
+        self._retire(retired)
+        for requester, group in _by_requester(lost).items():
+            ids = tuple([job.id for job in group])
+            attempts = tuple([job.attempt for job in group])
+            self.out.append(ToPeer(requester, Lost(worker, ids, alone, cause, attempts)))
+
+    def restart_lost(self, missing: list[Missing]) -> None:
+        """A former broker had these and no worker has them: cancelled ones are retired, the others ``Lost``, once."""
+        retired: dict[str, list[int]] = {}
+        lost: dict[str, list[Missing]] = {}
+        for item in missing:
+            if item.cancelled:
+                retired.setdefault(item.requester, []).append(item.id)
+            else:
+                self._told.add((item.requester, item.id, item.attempt))
+                lost.setdefault(item.requester, []).append(item)
+        for requester, numbers in retired.items():
+            self.retire(requester, tuple(numbers))
+        for requester, items in lost.items():
+            ids = tuple([item.id for item in items])
+            attempts = tuple([item.attempt for item in items])
+            self.out.append(ToPeer(requester, Lost("", ids, False, _LOST_BY_RESTART, attempts)))
+
+    def reject(self, job: Job, fault: Fault) -> None:
+        """``job``, which has left its queue or never entered it, will not run."""
+        job.state = GONE
+        known = self.jobs.get(job.requester)
+        if known is not None:
+            known.pop(job.id, None)
+            self.out.append(ToPeer(job.requester, Rejected(job.id, job.attempt, fault)))
+
+
+def _by_requester(jobs: list[Job]) -> dict[str, list[Job]]:
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.requester, []).append(job)
+    return groups

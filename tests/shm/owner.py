@@ -10,8 +10,8 @@ End of file ends it without any cleaning up, which is what the tests are about.
 """
 
 import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 from conch.channels.seqpacket import SeqpacketChannel, connect
@@ -48,10 +48,12 @@ def main() -> None:
         if line == "r\n":
             print(leased.reclaim(), flush=True)
         elif line == "f\n":
+            read_end, write_end = os.pipe()
             child = os.fork()
             if child == 0:
-                while True:
-                    time.sleep(60)
+                os.write(write_end, b"x")
+                signal.pause()
+            os.read(read_end, 1)  # the child is running Python
             print(child, flush=True)
     os._exit(0)
 

@@ -1,0 +1,217 @@
+"""A real server for the scenarios: ``conch serve`` in a process of its own, and what it must leave behind: nothing."""
+
+import contextlib
+import http.client
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conch.run_dir import RunDir
+from shm.segment import SHARED_MEMORY_FOLDER, name_prefix
+from tests.processes import all_processes, command_line, environment
+
+REPOSITORY_ROOT = Path(__file__).parents[2]
+EXAMPLE_MODELS = REPOSITORY_ROOT / "examples" / "model_repository"
+
+#: the last line of a start
+STARTED = "Started HTTPService"
+#: ports that a test gave out: the system may offer one again before its server listens there
+_ports_given: set[int] = set()
+
+
+def free_port() -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _ports_given:
+            _ports_given.add(port)
+            return port
+
+
+@dataclass
+class Server:
+    """One life of a server. ``start`` returns when it says that it has started, or has ended."""
+
+    repositories: Sequence[Path]
+    run_dir: Path
+    flags: Sequence[str] = ()
+    http_port: int = field(default_factory=free_port)
+    variables: dict[str, str] = field(default_factory=dict)
+    start_seconds: float = 0.0
+    output: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
+    # ----------------------------------------------------------------------------------------- starting and stopping
+
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, "-m", "conch.cli.main", "serve"),
+            *(f"--model-repository={path}" for path in self.repositories),
+            *(f"--http-port={self.http_port}", f"--metrics-port={free_port()}", f"--run-dir={self.run_dir}"),
+            *self.flags,
+        ]
+
+    def start(self, timeout_s: float = 20.0) -> None:
+        """Raises ``AssertionError`` with the server's output if it does not start in time, or ends."""
+        begin = time.monotonic()
+        self.process = subprocess.Popen(
+            self.command(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), **self.variables},
+            cwd=self.run_dir.parent,
+        )
+        self.read_output(begin + timeout_s, STARTED)
+        self.start_seconds = time.monotonic() - begin
+        assert STARTED in self.output, self.report()
+
+    def read_output(self, deadline: float, until: str | None = None) -> None:
+        """Reads until ``until`` has been printed, the server closes its output, or ``time.monotonic()`` is
+        ``deadline``. The rest of the output is read when the server is stopped."""
+        assert self.process is not None and self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while selector.select(max(0.0, deadline - time.monotonic())):
+                chunk = os.read(self.process.stdout.fileno(), 65536)
+                self.output += chunk.decode(errors="replace")
+                if not chunk or (until is not None and until in self.output):
+                    return
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit status, once the server has ended by itself."""
+        assert self.process is not None and self.process.stdout is not None
+        self.read_output(time.monotonic() + timeout_s)
+        try:
+            return self.process.wait(timeout_s)
+        finally:
+            self.process.stdout.close()
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        """SIGTERM; returns the exit status. Whatever hangs is killed, and that fails the test."""
+        assert self.process is not None
+        self.process.terminate()
+        try:
+            return self.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill_everything()
+            raise AssertionError(f"did not stop within {timeout_s} s\n{self.report()}") from None
+
+    def pids(self) -> list[int]:
+        """Every process of this server, by the run directory in its environment; also those without a parent."""
+        found = []
+        for pid, status in all_processes().items():
+            if pid == os.getpid() or status.state == "Z":
+                continue
+            is_serve = self.process is not None and pid == self.process.pid
+            if is_serve or environment(pid).get("CONCH_RUN_DIR") == str(self.run_dir):
+                found.append(pid)
+        return found
+
+    def kill_everything(self) -> None:
+        """SIGKILL for all, until nothing is left that could start something again."""
+        deadline = time.monotonic() + 5
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self.process is not None:
+                self.process.poll()
+            assert time.monotonic() < deadline, self.report()
+        if self.process is not None and self.process.stdout is not None:
+            self.process.wait(5)
+            self.process.stdout.close()
+
+    # ---------------------------------------------------------------------------------------------- looking at it
+
+    def status(self) -> dict[str, Any]:
+        """What ``conch status --json`` prints."""
+        command = [sys.executable, "-m", "conch.cli.main", "status", f"--run-dir={self.run_dir}", "--json"]
+        variables = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=20)
+        assert done.stdout, done.stderr
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
+
+    def program_pid(self, name: str) -> int:
+        """Of ``broker``, ``launcher``, ``http`` or ``supervisord``."""
+        pids = [row["pid"] for row in self.status()["processes"] if row["name"].split(":")[0] == name]
+        assert len(pids) == 1, (name, pids)
+        return int(pids[0])
+
+    def worker_pids(self, model: str) -> list[int]:
+        return [row["pid"] for row in self.status()["instances"] if row["model"] == model and row["pid"]]
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, timeout_s: float = 10.0, **headers: str
+    ) -> tuple[int, bytes]:
+        """One request on a connection of its own; ``_`` in a header's name stands for ``-``."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout_s)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def ready(self) -> bool:
+        try:
+            return self.request("GET", "/v2/health/ready")[0] == 200
+        except OSError:
+            return False
+
+    def report(self) -> str:
+        """Everything that helps to see why a scenario failed."""
+        parts = [f"--- serve\n{self.output}"]
+        for path in sorted(RunDir(self.run_dir).logs.rglob("*.log")):
+            parts.append(f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}")
+        parts += [f"--- alive: {pid} {command_line(pid)}" for pid in self.pids()]
+        return "\n".join(parts)
+
+    # ------------------------------------------------------------------------------------------ what it leaves behind
+
+    def leftovers(self) -> list[str]:
+        """Processes, segments, sockets and locks of a server that is gone."""
+        found = [f"process {pid}: {command_line(pid)}" for pid in self.pids()]
+        found += [f"segment {name}" for name in segments()]
+        paths = RunDir(self.run_dir)
+        found += [f"socket {path.name}" for path in paths.requesters.glob("*")]
+        found += [f"worker file {path.name}" for path in paths.workers.glob("*")]
+        found += [f"text in lock {path.name}" for path in self.run_dir.glob("*.lock") if path.read_text().strip()]
+        return found
+
+
+def segments() -> list[str]:
+    """Every segment in /dev/shm that a server of this user made."""
+    return sorted(name for name in os.listdir(SHARED_MEMORY_FOLDER) if name.startswith(name_prefix()))
+
+
+@contextlib.contextmanager
+def serving(repositories: Sequence[Path], run_dir: Path, *flags: str, **variables: str) -> Iterator[Server]:
+    """A server that has started; afterwards it is stopped, with exit status 0 and nothing left behind."""
+    server = Server(repositories, run_dir, flags, variables=variables)
+    before = segments()
+    try:
+        server.start()
+        yield server
+        assert server.stop() == 0, server.report()
+        leftovers = [each for each in server.leftovers() if each.removeprefix("segment ") not in before]
+        assert not leftovers, "\n".join([*leftovers, server.report()])
+    except BaseException:
+        print(server.report())
+        raise
+    finally:
+        server.kill_everything()

@@ -76,6 +76,8 @@ class Foreground:
         self._signals = signals
         self._logs = ProcessLogs(run_dir.logs, settings.log_verbose > 0)
         self._observer: Observer | None = Observer(run_dir)
+        self._stderr = select.poll()
+        self._stderr.register(2, select.POLLOUT)
         self._poll = select.poll()
         self._pidfd = os.pidfd_open(family.supervisord)
         for descriptor in (self._signals.fileno(), self._pidfd, *self._observer.filenos()):
@@ -97,8 +99,16 @@ class Foreground:
         """Waits for something to happen; False when supervisord is dead."""
         self._poll.poll(seconds * 1000)
         for line in self._logs.take():
-            print(line, file=sys.stderr)
+            self._show(line.encode() + b"\n")
         return self._family.reap()
+
+    def _show(self, text: bytes) -> None:
+        """Writes to stderr, but never waits for whoever reads it: a person who stopped the terminal, or a program that
+        does not read, must not keep the server from being stopped. What is not shown is in the log files."""
+        for start in range(0, len(text), select.PIPE_BUF):
+            if not self._stderr.poll(0):
+                return
+            os.write(2, text[start : start + select.PIPE_BUF])
 
     # ------------------------------------------------------------------------------------------------------ starting
 

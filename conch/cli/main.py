@@ -31,3 +31,7 @@ def main() -> int:
             return 0
     print(USAGE, end="", file=sys.stderr)
     return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

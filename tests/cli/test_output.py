@@ -1,0 +1,92 @@
+"""Tables, and what of the log files reaches the foreground."""
+
+from pathlib import Path
+
+from conch.cli.logs import Follower, ProcessLogs
+from conch.cli.tables import model_table
+from conch.messages import ModelEntry
+
+
+def test_the_table_of_models_is_triton_s() -> None:
+    table = model_table(
+        [
+            ModelEntry("simple", 1, "READY", "", True),
+            ModelEntry("broken", 0, "UNAVAILABLE", "Internal: no version folder", False),
+        ]
+    )
+    assert table == (
+        "+--------+---------+------------------------------------------+\n"
+        "| Model  | Version | Status                                   |\n"
+        "+--------+---------+------------------------------------------+\n"
+        "| simple | 1       | READY                                    |\n"
+        "| broken | -       | UNAVAILABLE: Internal: no version folder |\n"
+        "+--------+---------+------------------------------------------+\n"
+    )
+
+
+def test_long_reasons_wrap_and_keep_their_lines() -> None:
+    reason = "Internal: it failed\nTraceback (most recent call last):\n" + "word " * 50
+    table = model_table([ModelEntry("m", 1, "UNAVAILABLE", reason, False)])
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines[0]) < 130
+    assert "Traceback (most recent call last):" in table
+    assert table.count("word") == 50
+
+
+def test_an_empty_repository_has_an_empty_table() -> None:
+    assert model_table([]).count("\n") == 4
+
+
+def test_a_follower_sees_complete_new_lines_only(run_dir: Path) -> None:
+    path = run_dir / "x.log"
+    path.write_bytes(b"of the last run\n")
+    follower = Follower(path)
+    assert follower.lines() == []
+    with path.open("ab") as file:
+        file.write(b"one\ntw")
+        file.flush()
+        assert follower.lines() == [b"one"]
+        file.write(b"o\n")
+    assert follower.lines() == [b"two"]
+
+
+def test_a_follower_follows_rotation(run_dir: Path) -> None:
+    path = run_dir / "x.log"
+    follower = Follower(path)
+    assert follower.lines() == []
+    path.write_bytes(b"one\n")
+    assert follower.lines() == [b"one"]
+    path.rename(run_dir / "x.log.1")
+    assert follower.lines() == []
+    path.write_bytes(b"two\n")
+    assert follower.lines() == [b"two"]
+
+
+def write_logs(folder: Path) -> None:
+    with (folder / "broker.log").open("a") as file:
+        file.write('I1121 08:29:12.123456 1 a.py:1] "fine"\n')
+        file.write('W1121 08:29:12.123456 1 a.py:1] "careful"\n')
+        file.write('2026-11-21T08:29:12Z E 1 a.py:1] "broken"\n')
+        file.write("Traceback (most recent call last):\n")
+    with (folder / "supervisord.log").open("a") as file:
+        file.write("2026-11-21 08:49:38,221 INFO spawned: 'http' with pid 5\n")
+        file.write("2026-11-21 08:49:38,221 CRIT Server 'unix_http_server' running without any HTTP authentication\n")
+        file.write("2026-11-21 08:49:38,221 WARN exited: http (exit status 1; not expected)\n")
+
+
+def test_the_foreground_shows_what_a_person_needs(run_dir: Path) -> None:
+    logs = ProcessLogs(run_dir, verbose=False)
+    write_logs(run_dir)
+    shown = "\n".join(logs.take())
+    assert "exited: http" in shown and "careful" in shown and "broken" in shown and "Traceback" in shown
+    assert "fine" not in shown and "spawned" not in shown and "authentication" not in shown
+    assert logs.exits == {"http": 1}
+    assert logs.take() == []
+
+
+def test_verbose_shows_everything(run_dir: Path) -> None:
+    logs = ProcessLogs(run_dir, verbose=True)
+    write_logs(run_dir)
+    shown = "\n".join(logs.take())
+    assert "fine" in shown and "spawned" in shown

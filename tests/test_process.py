@@ -1,0 +1,118 @@
+"""Logging, signals and locks that every process uses."""
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conch.process import LockHeld, StopSignals, TritonFormatter, hold_lock, lock_holder
+
+ROOT = Path(__file__).parents[1]
+
+HOLD = """
+import sys
+from pathlib import Path
+from conch.process import hold_lock
+lock = hold_lock(Path(sys.argv[1]), "pid 4711, HTTP 127.0.0.1:8000")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(run_dir: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run_dir / "x.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def test_a_held_lock_names_its_holder_until_the_holder_dies(run_dir: Path, holder: "subprocess.Popen[str]") -> None:
+    path = run_dir / "x.lock"
+    try:
+        with pytest.raises(LockHeld) as caught:
+            hold_lock(path, "me")
+        assert caught.value.text == "pid 4711, HTTP 127.0.0.1:8000"
+        assert lock_holder(path) == "pid 4711, HTTP 127.0.0.1:8000"
+    finally:
+        end(holder)
+    assert lock_holder(path) is None
+    hold_lock(path, "me").release()
+
+
+def test_a_lock_is_held_once_within_a_process(run_dir: Path) -> None:
+    lock = hold_lock(run_dir / "x.lock", "first")
+    with pytest.raises(LockHeld, match="first"):
+        hold_lock(run_dir / "x.lock", "second")
+    assert lock_holder(run_dir / "x.lock") == "first"
+    lock.release()
+    assert lock_holder(run_dir / "x.lock") is None
+
+
+def test_a_forked_child_does_not_keep_the_lock(run_dir: Path) -> None:
+    lock = hold_lock(run_dir / "x.lock", "parent")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    lock.release()
+    try:
+        hold_lock(run_dir / "x.lock", "next").release()
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
+def test_one_event_is_one_line_and_looks_like_triton_s() -> None:
+    record = logging.LogRecord("conch.x", logging.WARNING, "/a/server.py", 97, "one\ntwo %s", ('"three"',), None)
+    record.created = 1_700_000_000.25
+    line = TritonFormatter().format(record)
+    start, _, message = line.partition("] ")
+    assert start.startswith("W11") and start.endswith(f".250000 {os.getpid()} server.py:97")
+    assert json.loads(message) == 'one\ntwo "three"'
+    assert "\n" not in line
+
+
+def test_a_traceback_stays_in_its_event() -> None:
+    try:
+        raise ValueError("oh")
+    except ValueError:
+        record = logging.LogRecord("conch.x", logging.ERROR, "a.py", 1, "failed", (), sys.exc_info())
+    line = TritonFormatter(iso8601=True).format(record)
+    assert "\n" not in line
+    assert "ValueError: oh" in line
+    assert line.split()[1] == "E"
+
+
+def test_stop_signals_wake_a_poll_and_are_counted() -> None:
+    signals = StopSignals()
+    try:
+        assert signals.take() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert select.select([signals], [], [], 5)[0]
+        assert signals.take() == 1
+        assert not select.select([signals], [], [], 0)[0]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert select.select([signals], [], [], 5)[0]
+        assert signals.take() == 2
+    finally:
+        signals.close()

@@ -1,0 +1,5 @@
+import sys
+
+from frontends.http.server import main
+
+sys.exit(main())

@@ -1,0 +1,102 @@
+"""The HTTP API: routes requests to endpoints, and turns whatever goes wrong into Triton's errors."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from conch.errors import ConchError, InvalidArgument, Unsupported
+from frontends.http.endpoints import Endpoints, RequesterLike
+from frontends.http.errors import reply_to
+from frontends.http.exchange import Pending, Reply, Request, error_reply
+from frontends.http.json_values import too_large
+from frontends.http.request_body import MAX_32, OutputFormats, decode, header_length
+from frontends.http.response_body import encode
+from frontends.http.routes import Endpoint, Match, resolve
+from frontends.inference import InferenceResult
+from frontends.models import ReadyModel
+
+Handler = Callable[[Request, Match], Reply | Pending]
+
+_HEADER_LENGTH: Final = b"inference-header-content-length"
+_DECOUPLED: Final = "HTTP end point doesn't support models with decoupled transaction policy"
+
+
+class HttpApplication:
+    """Implements ``frontends.http.exchange.Application`` on a requester."""
+
+    def __init__(
+        self, requester: RequesterLike, *, server_id: str, strict_readiness: bool, max_input_nbytes: int
+    ) -> None:
+        self._requester = requester
+        self._models = requester.models
+        self._max_input_nbytes = max_input_nbytes
+        endpoints = Endpoints(requester, server_id, strict_readiness, max_input_nbytes)
+        self._handlers: dict[Endpoint, Handler] = {
+            endpoint: getattr(endpoints, endpoint.name.lower())
+            for endpoint in Endpoint
+            if endpoint is not Endpoint.INFER
+        }
+        self._handlers[Endpoint.INFER] = self._infer
+
+    def answer(self, request: Request) -> Reply | Pending:
+        match = resolve(request.target)
+        if match is None:
+            return error_reply(404, "Not Found")
+        if request.method != match.method:
+            return _not_allowed(match)
+        try:
+            return self._handlers[match.endpoint](request, match)
+        except ConchError as error:
+            return reply_to(error)
+
+    def refuse(self, request: Request, nbytes: int) -> Reply | None:
+        match = resolve(request.target)
+        if match is None:
+            return error_reply(404, "Not Found")
+        if request.method != match.method:
+            return _not_allowed(match)
+        length = request.fields.get(_HEADER_LENGTH)
+        try:
+            if match.endpoint is Endpoint.INFER and nbytes > MAX_32:
+                raise InvalidArgument(
+                    f"Unable to parse Content-Length, value is out of range [ {-MAX_32 - 1}, {MAX_32} ], got: {nbytes}"
+                )
+            if match.endpoint is not Endpoint.INFER or length is None:
+                if nbytes > self._max_input_nbytes:
+                    raise too_large(nbytes, self._max_input_nbytes)
+            elif request.content_length is not None:
+                json_nbytes = header_length(length, request.content_length)
+                if json_nbytes > self._max_input_nbytes:
+                    raise too_large(json_nbytes, self._max_input_nbytes)
+        except ConchError as error:
+            return reply_to(error)
+        return None
+
+    def _infer(self, request: Request, match: Match) -> Reply | Pending:
+        model = self._models.lookup(match.model, match.version)
+        if model.decoupled:
+            raise Unsupported(_DECOUPLED)
+        fields = request.fields
+        if b"content-encoding" in fields and fields[b"content-encoding"] not in (b"", b"identity"):
+            return error_reply(501, "Unsupported compression type", b"Accept-Encoding: identity\r\n")
+        body = request.body
+        json_nbytes = header_length(fields.get(_HEADER_LENGTH), len(body))
+        call, formats = decode(body, json_nbytes, model, self._max_input_nbytes)
+        return Pending(self._requester.submit(model, call), partial(_render, formats, model))
+
+
+def _not_allowed(match: Match) -> Reply:
+    return error_reply(405, "Method Not Allowed", b"Allow: %b\r\n" % match.method)
+
+
+def _render(formats: OutputFormats, model: ReadyModel, future: "asyncio.Future[InferenceResult]") -> Reply:
+    error = future.exception()
+    if error is not None:
+        return reply_to(error)
+    result = future.result()
+    try:
+        return encode(result, formats, model)
+    except ConchError as failed:
+        result.release()
+        return reply_to(failed)

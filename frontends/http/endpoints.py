@@ -1,0 +1,188 @@
+"""What every endpoint but inference answers. A handler takes a request whose body has arrived and raises nothing but
+``ConchError``."""
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
+
+from conch.errors import InvalidArgument, MalformedJson, Unsupported
+from conch.messages import (
+    AskStatistics,
+    BatchStatistics,
+    Duration,
+    LoadModel,
+    ModelStatistics,
+    UnloadModel,
+)
+from frontends import metadata
+from frontends.http.errors import RETRY_AFTER, reply_to
+from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, error_reply, json_reply
+from frontends.http.json_values import NOT_STRING, boolean, parse
+from frontends.http.routes import Match
+from frontends.inference import InferenceCall, InferenceResult
+from frontends.models import ModelTableView, ReadyModel
+
+_READY_IS_NESTED: Final = re.compile(rb'"ready"\s*:\s*[\[{]')
+_EMPTY: Final = Reply(200)
+
+
+class RequesterLike(Protocol):
+    """The part of ``frontends.requester.Requester`` that HTTP uses."""
+
+    models: ModelTableView
+
+    def submit(self, model: ReadyModel, call: InferenceCall) -> "asyncio.Future[InferenceResult]": ...
+
+    def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...
+
+
+class Endpoints:
+    def __init__(self, requester: RequesterLike, server_id: str, strict_readiness: bool, max_input_nbytes: int) -> None:
+        self._requester = requester
+        self._models = requester.models
+        self._metadata = json_reply(metadata.server_metadata(server_id))
+        self._strict_readiness = strict_readiness
+        self._max_input_nbytes = max_input_nbytes
+
+    def server_live(self, request: Request, match: Match) -> Reply:
+        return self._exiting() or _EMPTY
+
+    def server_ready(self, request: Request, match: Match) -> Reply:
+        return self._exiting() or (_EMPTY if self._models.server_ready(self._strict_readiness) else Reply(400))
+
+    def _exiting(self) -> Reply | None:
+        if self._models.server_state == "exiting":
+            return error_reply(503, "Server exiting", RETRY_AFTER)
+        return None
+
+    def server_metadata(self, request: Request, match: Match) -> Reply:
+        return self._metadata
+
+    def model_ready(self, request: Request, match: Match) -> Reply:
+        if self._models.model_ready(match.model, match.version):
+            return _EMPTY
+        return error_reply(400, "Model version not ready")
+
+    def model_metadata(self, request: Request, match: Match) -> Reply:
+        return json_reply(metadata.model_metadata(self._models, match.model, match.version))
+
+    def model_config(self, request: Request, match: Match) -> Reply:
+        text = metadata.model_config_json(self._models, match.model, match.version)
+        return Reply(200, JSON_TYPE, text.encode())
+
+    def repository_index(self, request: Request, match: Match) -> Reply:
+        try:
+            body = self._body(request)
+        except InvalidArgument:
+            # Triton's parser has no limit on nesting here: it reads on and finds that this is no boolean
+            if _READY_IS_NESTED.search(bytes(request.body)):
+                raise InvalidArgument("Invalid value for 'ready': expected a boolean") from None
+            raise
+        ready = body.get("ready", False)
+        if type(ready) is not bool:
+            raise InvalidArgument("Invalid value for 'ready': expected a boolean")
+        return json_reply(metadata.repository_index(self._models, ready))
+
+    def model_load(self, request: Request, match: Match) -> Pending:
+        _check_repository(match)
+        config = ""
+        files: dict[str, bytes] = {}
+        for key, value in self._parameters(request).items():
+            if type(value) is not str:
+                raise MalformedJson(NOT_STRING)
+            if key == "config":
+                config = value
+            elif key.startswith("file:"):
+                files[key.removeprefix("file:")] = _base64(key, value)
+            else:
+                raise InvalidArgument(f"unrecognized load parameter '{key}'.")
+        return self._call(LoadModel(0, match.model, config, files), _done)
+
+    def model_unload(self, request: Request, match: Match) -> Pending:
+        _check_repository(match)
+        value = self._parameters(request).get("unload_dependents", False)
+        dependents = boolean(value, "Unable to parse 'unload_dependents'")
+        return self._call(UnloadModel(0, match.model, dependents), _done)
+
+    def statistics(self, request: Request, match: Match) -> Pending:
+        version = 0
+        if match.model:
+            model = self._models.lookup(match.model, match.version)
+            version = model.version if match.version else 0
+        return self._call(AskStatistics(0, match.model, version), _statistics)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _call(self, message: Any, render: Any) -> Pending:
+        def rendered(future: "asyncio.Future[Any]") -> Reply:
+            error = future.exception()
+            if error is not None:
+                return reply_to(error)
+            reply: Reply = render(future.result())
+            return reply
+
+        return Pending(asyncio.ensure_future(self._requester.call(message)), rendered)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        """A body that may be empty. What is no object has no members, as in Triton."""
+        if not request.body:
+            return {}
+        value = parse(bytes(request.body), self._max_input_nbytes)
+        return value if type(value) is dict else {}
+
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        parameters = self._body(request).get("parameters", {})
+        if type(parameters) is not dict:
+            raise MalformedJson("attempt to get members for non-object")
+        return parameters
+
+
+def _done(result: object) -> Reply:
+    return Reply(200, JSON_TYPE)
+
+
+def _check_repository(match: Match) -> None:
+    if match.repository:
+        raise Unsupported("'repository_name' specification is not supported")
+
+
+def _base64(key: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except (binascii.Error, ValueError):
+        raise InvalidArgument(f"'{key}' is not valid base64") from None
+
+
+def _statistics(found: list[ModelStatistics]) -> Reply:
+    return json_reply({"model_stats": [_model_statistics(model) for model in found]})
+
+
+def _model_statistics(model: ModelStatistics) -> dict[str, Any]:
+    kinds = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+    return {
+        "name": model.name,
+        "version": str(model.version),
+        "last_inference": model.last_inference_ms,
+        "inference_count": model.inference_count,
+        "execution_count": model.execution_count,
+        "inference_stats": {kind: _duration(getattr(model, kind)) for kind in kinds},
+        "response_stats": {},
+        "batch_stats": [_batch_statistics(batch) for batch in model.batches],
+        "memory_usage": [],
+    }
+
+
+def _batch_statistics(batch: BatchStatistics) -> dict[str, Any]:
+    return {
+        "batch_size": batch.batch_size,
+        "compute_input": _duration(batch.compute_input),
+        "compute_infer": _duration(batch.compute_infer),
+        "compute_output": _duration(batch.compute_output),
+    }
+
+
+def _duration(duration: Duration) -> dict[str, int]:
+    return {"count": duration.count, "ns": duration.ns}

@@ -1,0 +1,124 @@
+"""What the connections of one HTTP server share: limits, the set of connections, one coarse clock and one sweep."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Final
+
+import msgspec
+
+from frontends.http.exchange import Application
+from frontends.http.protocol import Connection
+
+logger = logging.getLogger("conch.frontends.http.engine")
+
+#: how often time limits are looked at; they are exact to this
+SWEEP_INTERVAL_SECONDS: Final = 0.5
+_BACKLOG: Final = 1024
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """All of them per connection, except the first three."""
+
+    #: open connections; one more is answered 503 and closed
+    connections: int = 8192
+    #: bytes of request bodies held at a time, over all connections; more is answered 503
+    buffered_nbytes: int = 4 << 30
+    #: no body may be larger, whatever the application says; sizes are 32-bit signed in Triton
+    body_nbytes: int = (1 << 31) - 1
+    #: header lines of a request, and trailer lines of a chunked body
+    header_count: int = 128
+    #: request line's target, or one header's name and value
+    line_nbytes: int = 8190
+    #: request line and headers together
+    head_nbytes: int = 65536
+    #: non-empty chunks of a chunked body (Triton's number)
+    chunks: int = 65536
+    #: from a request's first byte to the end of its headers
+    head_seconds: float = 10.0
+    #: a body is never too slow in this time …
+    body_grace_seconds: float = 10.0
+    #: … and must on average come this fast afterwards
+    body_nbytes_per_second: float = 1024.0
+    #: between two requests
+    idle_seconds: float = 75.0
+    #: a reader that does not take ``write_nbytes`` in this time is disconnected
+    write_seconds: float = 30.0
+    write_nbytes: int = 30 * 1024
+    #: what a refused client still sends is read and dropped for so long, so that it gets to read why
+    linger_seconds: float = 10.0
+    #: parsed requests waiting for their turn (pipelining); reading stops beyond
+    pipelined: int = 16
+
+
+class Engine:
+    """Serves ``application`` on listening sockets. All methods belong to the loop's thread."""
+
+    def __init__(self, application: Application, limits: Limits | None = None) -> None:
+        self.application = application
+        self.limits = limits or Limits()
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()
+        self.connections: set[Connection] = set()
+        #: request-body bytes held now
+        self.buffered_nbytes = 0
+        #: no new requests on open connections: answers say ``Connection: close``
+        self.draining = False
+        #: one buffer for everybody: what is read into it is consumed before the next read
+        self.receive_buffer = memoryview(bytearray(65536))
+        self._servers: list[asyncio.Server] = []
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Accepts connections from a bound socket, which the engine owns from now on."""
+        self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=listener, backlog=_BACKLOG))
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
+
+    def add(self, connection: Connection) -> bool:
+        """False if there are too many connections already."""
+        self.connections.add(connection)
+        self._empty.clear()
+        return len(self.connections) <= self.limits.connections
+
+    def discard(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            self._empty.set()
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Stops accepting, closes idle connections and waits until the others have got their answers.
+
+        Returns whether that was done in time; what is left then is cut off.
+        """
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_seconds)
+        finished = not self.connections
+        await self.close()
+        return finished
+
+    async def close(self) -> None:
+        """Closes everything at once."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for connection in list(self.connections):
+            connection.abort()
+        await self._empty.wait()
+
+    def _sweep(self) -> None:
+        self._sweeper = self.loop.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
+        self.now = now = self.loop.time()
+        for connection in list(self.connections):
+            connection.check(now)

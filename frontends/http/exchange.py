@@ -1,0 +1,105 @@
+"""What the protocol engine and the application hand to each other: one request, one answer."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
+
+import orjson
+
+#: reason phrases of every status that we send
+REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}
+
+JSON_TYPE: Final = b"Content-Type: application/json\r\n"
+BINARY_TYPE: Final = b"Content-Type: application/octet-stream\r\n"
+
+
+class Request:
+    """One request. ``method`` is upper case; ``target`` is the request line's target as it came; ``fields`` maps
+    lower-case header names to the last value of each. ``content_length`` is None for a chunked body and for none.
+
+    ``body`` belongs to the application only until ``Application.answer`` returns: the engine then takes it back.
+    """
+
+    __slots__ = ("body", "buffered_nbytes", "content_length", "fields", "keep_alive", "method", "refusal", "target")
+
+    def __init__(self, method: bytes, target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -> None:
+        self.method = method
+        self.target = target
+        self.fields = fields
+        self.keep_alive = keep_alive
+        self.content_length: int | None = None
+        self.body: bytes | bytearray | memoryview = b""
+        #: bytes of the body that count against the engine's budget
+        self.buffered_nbytes = 0
+        #: set when the engine or the application refused the request before its body was read
+        self.refusal: Reply | None = None
+
+
+class Reply:
+    """One answer. ``headers`` is a block of complete header lines, without Content-Length and Connection.
+
+    ``views`` follow ``body`` on the wire and are memory of somebody else: ``release`` is called once nobody reads them
+    any more (the transport's buffer is empty, or the transport is closed), or at once when there are none.
+    """
+
+    __slots__ = ("body", "headers", "release", "status", "views")
+
+    def __init__(
+        self,
+        status: int,
+        headers: bytes = b"",
+        body: bytes = b"",
+        views: tuple[memoryview, ...] = (),
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.views = views
+        self.release = release
+
+
+class Pending(NamedTuple):
+    """An answer that comes later: ``render`` makes the reply of the finished ``future``, also when it failed.
+
+    ``future.cancel()`` is called when the client has gone; ``render`` is not called for a cancelled future.
+    """
+
+    future: "asyncio.Future[Any]"
+    render: "Callable[[asyncio.Future[Any]], Reply]"
+
+
+class Application(Protocol):
+    """What the engine serves. Neither method raises: an exception is a bug, logged and answered 500."""
+
+    def refuse(self, request: Request, nbytes: int) -> Reply | None:
+        """Asked about every request whose body is large, chunked or announced by ``Expect``, before it is read, and
+        again as a chunked body grows. ``nbytes`` is what the body has at least. A reply refuses the request: it is
+        sent at once and the connection closed."""
+        ...
+
+    def answer(self, request: Request) -> Reply | Pending: ...
+
+
+def json_reply(value: Any) -> Reply:
+    """200 with ``value`` as compact JSON."""
+    return Reply(200, JSON_TYPE, orjson.dumps(value))
+
+
+def error_reply(status: int, message: str, headers: bytes = b"") -> Reply:
+    """``{"error":"<message>"}``, as every error of Triton."""
+    text = message.encode(errors="replace").decode()
+    return Reply(status, JSON_TYPE + headers, orjson.dumps({"error": text}))

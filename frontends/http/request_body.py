@@ -1,0 +1,325 @@
+"""The body of an inference request: JSON, JSON followed by blobs, or nothing but one tensor's bytes."""
+
+import math
+from typing import Any, Final, NamedTuple
+
+from conch.datatypes import BYTES_PREFIX_NBYTES, ITEM_SIZES
+from conch.errors import InvalidArgument, MalformedJson, NotFound, TooLarge
+from conch.messages import Parameter, Sequence
+from frontends.http.json_values import (
+    NOT_ARRAY,
+    NOT_STRING,
+    NOT_UNSIGNED,
+    boolean,
+    is_unsigned,
+    member,
+    parse,
+    too_large,
+    unsigned,
+)
+from frontends.http.tensor_json import to_wire
+from frontends.inference import InferenceCall, TensorInput
+from frontends.models import ReadyModel
+from frontends.validation import refused
+
+Body = bytes | bytearray | memoryview
+
+_MAX_64: Final = 2**63 - 1
+#: sizes in Triton's HTTP frontend are 32-bit signed
+MAX_32: Final = 2**31 - 1
+HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+_ABSENT: Final = object()
+_NO_PARAMETERS: Final[dict[str, Any]] = {}
+
+
+class OutputFormat(NamedTuple):
+    """How the client wants one output. ``classes`` > 0: the top classes instead of the tensor."""
+
+    binary: bool
+    classes: int
+
+
+JSON_FORMAT: Final = OutputFormat(False, 0)
+BINARY_FORMAT: Final = OutputFormat(True, 0)
+
+
+class OutputFormats(NamedTuple):
+    """``listed`` for the outputs that the request names, ``default`` for all when it names none."""
+
+    default: OutputFormat
+    listed: dict[str, OutputFormat]
+
+
+_ALL_JSON: Final = OutputFormats(JSON_FORMAT, {})
+_ALL_BINARY: Final = OutputFormats(BINARY_FORMAT, {})
+
+
+def header_length(value: bytes | None, nbytes: int) -> int:
+    """How much of a body of ``nbytes`` is JSON, by the value of the request's header. Raises ``InvalidArgument``."""
+    if value is None:
+        return nbytes
+    text = value.decode("latin-1")
+    digits = value.removeprefix(b"-")
+    if not digits.isdigit():
+        raise InvalidArgument(f"Unable to parse {HEADER_LENGTH}, got: {text}")
+    if len(digits) > 10 or int(digits) > MAX_32:
+        raise InvalidArgument(
+            f"Unable to parse {HEADER_LENGTH}, value is out of range [ {-MAX_32 - 1}, {MAX_32} ], got: {text}"
+        )
+    if len(digits) < len(value) or int(digits) > nbytes:
+        raise InvalidArgument(f"inference header size should be in range (0, {nbytes}), got: {text}")
+    return int(digits)
+
+
+def decode(
+    body: Body, json_nbytes: int, model: ReadyModel, max_input_nbytes: int
+) -> tuple[InferenceCall, OutputFormats]:
+    """The request in ``body``, whose first ``json_nbytes`` are JSON (0: the whole body is the model's only input).
+
+    Inputs given as blobs stay views of ``body``. Raises ``ClientError`` with Triton's texts.
+    """
+    if json_nbytes == 0:
+        return _raw(body, model, max_input_nbytes), _ALL_BINARY
+    blobs = memoryview(b"")
+    if json_nbytes < len(body):
+        if json_nbytes > max_input_nbytes:
+            raise too_large(json_nbytes, max_input_nbytes)
+        blobs = memoryview(body)[json_nbytes:]
+        text = bytes(memoryview(body)[:json_nbytes])
+    else:
+        text = bytes(body) if type(body) is memoryview else body  # type: ignore[assignment]
+    request = parse(text, max_input_nbytes)
+    # Triton's order, so that a request with several faults gets the text that Triton gives
+    client_id = ""
+    if type(request) is dict and "id" in request:
+        client_id = request["id"]
+        if type(client_id) is not str:
+            raise MalformedJson(f"Unable to parse 'id': {NOT_STRING}")
+    call = InferenceCall([], client_id=client_id)
+    formats = _ALL_JSON
+    if type(request) is dict and "parameters" in request:
+        formats = _take_parameters(request["parameters"], call)
+    offset = 0
+    for entry in member(request, "inputs", list, NOT_ARRAY):
+        offset = _take_input(entry, call, blobs, offset, model.name, max_input_nbytes)
+    if offset != len(blobs):
+        raise InvalidArgument(f"unexpected additional input data for model '{model.name}'")
+    if "outputs" in request:
+        formats = _take_outputs(member(request, "outputs", list, NOT_ARRAY), call, formats)
+    return call, formats
+
+
+# ---------------------------------------------------------------------------------------------------------- parameters
+
+
+def _take_parameters(parameters: Any, call: InferenceCall) -> OutputFormats:
+    if type(parameters) is not dict:
+        raise MalformedJson("failed to get request params.: attempt to get members for non-object")
+    formats = _ALL_JSON
+    sequence_id: int | str = 0
+    start = end = False
+    rest: dict[str, Parameter] = {}
+    for key, value in parameters.items():
+        what = f"Unable to parse '{key}'"
+        match key:
+            case "binary_data_output":
+                formats = _ALL_BINARY if boolean(value, what) else _ALL_JSON
+            case "sequence_id":
+                if not is_unsigned(value) and type(value) is not str:
+                    raise MalformedJson(f"{what}: {NOT_STRING}")
+                sequence_id = value
+            case "sequence_start":
+                start = boolean(value, what)
+            case "sequence_end":
+                end = boolean(value, what)
+            case "priority":
+                call.priority = unsigned(value, what)
+            case "timeout":
+                call.timeout_us = unsigned(value, what)
+            case _:
+                rest[key] = _parameter(key, value)
+    if sequence_id:
+        call.sequence = Sequence(sequence_id, start, end)
+    if rest:
+        call.parameters = rest
+    return formats
+
+
+def _parameter(key: str, value: Any) -> Parameter:
+    if key.startswith("triton_"):
+        raise InvalidArgument(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+        )
+    match value:
+        case bool() | str() | float():
+            return value
+        case int():
+            return value if value <= _MAX_64 else float(value)
+    raise InvalidArgument(f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'.")
+
+
+# -------------------------------------------------------------------------------------------------------------- inputs
+
+
+def _take_input(
+    entry: Any, call: InferenceCall, blobs: memoryview, offset: int, model: str, max_input_nbytes: int
+) -> int:
+    """Appends one input and returns where the next input's blob begins."""
+    data = binary = region = _ABSENT
+    if type(entry) is dict:
+        data = entry.get("data", _ABSENT)
+        parameters = entry.get("parameters", _NO_PARAMETERS)
+        if type(parameters) is dict and parameters:
+            binary = parameters.get("binary_data_size", _ABSENT)
+            region = parameters.get("shared_memory_region", _ABSENT)
+    if (data is not _ABSENT) + (binary is not _ABSENT) + (region is not _ABSENT) != 1:
+        raise _wrong_sources(data is not _ABSENT, binary is not _ABSENT, region is not _ABSENT)
+    name: str = member(entry, "name", str, NOT_STRING)
+    datatype: str = member(entry, "datatype", str, NOT_STRING)
+    dims: list[Any] = member(entry, "shape", list, NOT_ARRAY)
+    for dim in dims:
+        if not is_unsigned(dim):
+            raise MalformedJson(f"Unable to parse 'shape': {NOT_UNSIGNED}")
+    shape: tuple[int, ...] = tuple(dims)
+    if data is not _ABSENT:
+        call.inputs.append(TensorInput(name, datatype, shape, _data(entry, name, datatype, shape, max_input_nbytes)))
+        return offset
+    if region is not _ABSENT:
+        if type(region) is not str:
+            raise MalformedJson(f"Unable to parse 'shared_memory_region': {NOT_STRING}")
+        raise NotFound(f"Unable to find shared memory region: '{region}'")
+    end = offset + unsigned(binary, "Unable to parse 'binary_data_size'")
+    if end > len(blobs):
+        raise InvalidArgument(
+            f"unexpected size for input '{name}', expecting {end - len(blobs)} additional bytes for model '{model}'"
+        )
+    call.inputs.append(TensorInput(name, datatype, shape, blobs[offset:end]))
+    return end
+
+
+def _wrong_sources(data: bool, binary: bool, region: bool) -> InvalidArgument:
+    text = (
+        "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+        "'shared_memory_region' in 'parameters'. But"
+    )
+    found = [
+        name
+        for name, there in (("data", data), ("binary_data_size", binary), ("shared_memory_region", region))
+        if there
+    ]
+    if not found:
+        return InvalidArgument(f"{text} no field is set")
+    return InvalidArgument(f"{text} set {' '.join(repr(name) for name in found)}")
+
+
+def _data(entry: dict[str, Any], name: str, datatype: str, shape: tuple[int, ...], max_input_nbytes: int) -> bytes:
+    elements = math.prod(shape)
+    if elements == 0:
+        return b""
+    if elements > _MAX_64:
+        text = f"invalid shape for input '{name}': shape [{','.join(map(str, shape))}]"
+        if max(shape) > _MAX_64:
+            raise InvalidArgument(f"{text} contains one or more invalid dimensions")
+        raise InvalidArgument(f"{text} causes total element count to exceed maximum size of {_MAX_64}")
+    data: list[Any] = member(entry, "data", list, NOT_ARRAY)
+    item_nbytes = ITEM_SIZES.get(datatype, 0)
+    nbytes = elements * item_nbytes
+    if nbytes > _MAX_64:
+        raise InvalidArgument(
+            f"byte size overflow for input '{name}': element count ({elements}) * data type size ({item_nbytes}) "
+            f"exceeds maximum allowed size ({_MAX_64})"
+        )
+    if nbytes > max_input_nbytes:
+        raise _input_too_large(name, nbytes, max_input_nbytes)
+    wire = to_wire(name, datatype, data, elements)
+    if len(wire) > max_input_nbytes:
+        raise _input_too_large(name, len(wire), max_input_nbytes)
+    return wire
+
+
+def _input_too_large(name: str, nbytes: int, max_nbytes: int) -> TooLarge:
+    return TooLarge(
+        f"JSON input '{name}' has a byte_size ({nbytes} bytes) that exceeds the maximum allowed value of {max_nbytes} "
+        "bytes. Use --http-max-input-size to increase the limit."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+
+def _take_outputs(entries: list[Any], call: InferenceCall, formats: OutputFormats) -> OutputFormats:
+    if not entries:
+        return formats
+    names = []
+    listed: dict[str, OutputFormat] = {}
+    for entry in entries:
+        parameters = entry.get("parameters") if type(entry) is dict else None
+        if type(parameters) is not dict:
+            parameters = _NO_PARAMETERS
+        region = parameters.get("shared_memory_region", _ABSENT)
+        if region is not _ABSENT:
+            _check_region_alone(parameters)
+        name: str = member(entry, "name", str, NOT_STRING)
+        names.append(name)
+        classes = binary = _ABSENT
+        if parameters:
+            classes = parameters.get("classification", _ABSENT)
+            binary = parameters.get("binary_data", _ABSENT)
+        class_count = 0 if classes is _ABSENT else unsigned(classes, "Unable to set 'classification'")
+        if region is not _ABSENT:
+            if type(region) is not str:
+                raise MalformedJson(f"Unable to parse 'shared_memory_region': {NOT_STRING}")
+            raise NotFound(f"Unable to find shared memory region: '{region}'")
+        is_binary = binary is not _ABSENT and boolean(binary, "Unable to parse 'binary_data'")
+        listed[name] = OutputFormat(is_binary, class_count)
+    call.outputs = tuple(names)
+    return OutputFormats(formats.default, listed)
+
+
+def _check_region_alone(parameters: dict[str, Any]) -> None:
+    if "classification" in parameters:
+        raise InvalidArgument("Output can't set both 'shared_memory_region' and 'classification'")
+    if "binary_data" in parameters and boolean(parameters["binary_data"], "Unable to set 'binary_data'"):
+        raise InvalidArgument("Output can't set both 'shared_memory_region' and 'binary_data'")
+
+
+# -------------------------------------------------------------------------------------------------- raw binary request
+
+
+def _raw(body: Body, model: ReadyModel, max_input_nbytes: int) -> InferenceCall:
+    """The whole body is the only input: its shape follows from the configuration and the size (inventory I-17)."""
+    nbytes = len(body)
+    if nbytes > max_input_nbytes:
+        raise TooLarge(
+            f"Raw input has a byte_size ({nbytes} bytes) that exceeds the maximum allowed value of {max_input_nbytes} "
+            "bytes. Use --http-max-input-size to increase the limit."
+        )
+    call = InferenceCall([])
+    inputs = model.config.input
+    if len(inputs) != 1:
+        raise refused(
+            call,
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)} inputs in "
+            f"'{model.name}' model configuration",
+        )
+    config = inputs[0]
+    if sum(dim < 0 for dim in config.dims) > 1:
+        raise refused(
+            call,
+            f"The shape of the raw input '{config.name}' can not be deduced because there are more than one "
+            "variable-sized dimension",
+        )
+    known = math.prod(dim for dim in config.dims if dim >= 0)
+    data = body
+    dims = config.dims
+    if config.datatype == "BYTES":
+        if known != 1 or any(dim < 0 for dim in config.dims):
+            raise refused(call, f"For BYTE datatype raw input '{config.name}', the model must have input shape [1]")
+        data = nbytes.to_bytes(BYTES_PREFIX_NBYTES, "little") + bytes(body)
+    else:
+        item_nbytes = known * ITEM_SIZES[config.datatype]
+        deduced = nbytes // item_nbytes if item_nbytes else 0
+        dims = tuple(deduced if dim < 0 else dim for dim in config.dims)
+    shape = (1, *dims) if model.max_batch_size > 0 else tuple(dims)
+    call.inputs.append(TensorInput(config.name, config.datatype, shape, data))
+    return call

@@ -1,0 +1,134 @@
+"""The HTTP frontend process: wiring, start and stop."""
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+
+import uvloop
+
+from conch.errors import ConchError, Unavailable
+from conch.process import begin, on_stop_signals
+from conch.run_dir import RunDir
+from conch.settings import Settings
+from frontends.http.application import HttpApplication
+from frontends.http.engine import Engine, Limits
+from frontends.requester import Requester
+
+logger = logging.getLogger("conch.frontends.http.server")
+
+#: descriptors for everything that is not a client's connection: workers, segments, sockets, logs
+_RESERVED_DESCRIPTORS = 512
+
+
+def bind(address: str, port: int, reuse_port: bool) -> socket.socket:
+    """A socket bound to ``address:port``. Raises ``Unavailable`` if another process listens there.
+
+    The port is always tried without SO_REUSEPORT first: with it, two servers would silently share the clients.
+    """
+    listener = _bound(address, port, reuse_port=False)
+    if reuse_port:
+        listener.close()
+        listener = _bound(address, port, reuse_port=True)
+    return listener
+
+
+def _bound(address: str, port: int, reuse_port: bool) -> socket.socket:
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise Unavailable(f"cannot listen on '{address}': {error.strerror}") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(where)
+        # a bound port is taken only once somebody listens on it
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Unavailable(f"Socket '{address}:{port}' already in use") from error
+        raise Unavailable(f"cannot listen on '{address}:{port}': {error.strerror}") from error
+    return listener
+
+
+async def serve(settings: Settings) -> bool:
+    """Runs until SIGTERM or SIGINT. Returns whether everything in flight was answered within ``exit_timeout_secs``.
+
+    Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    on_stop_signals(loop, stop.set)
+    loaded = asyncio.Event()
+    requester = Requester(
+        RunDir(settings.run_dir),
+        role="http",
+        arena_cap_nbytes=settings.frontend_arena_nbytes,
+        max_inflight=settings.max_inflight,
+    )
+    requester.on_table = lambda table: loaded.set() if table.server != "starting" else None
+    await requester.start()
+    try:
+        await _first(loaded, stop)
+        if stop.is_set():
+            return True
+        application = HttpApplication(
+            requester,
+            server_id=settings.server_id,
+            strict_readiness=settings.strict_readiness,
+            max_input_nbytes=settings.http_max_input_size,
+        )
+        listener = bind(settings.http_address, settings.http_port, settings.reuse_http_port)
+        engine = Engine(application, _limits(settings))
+        await engine.listen(listener)
+        logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)
+        await stop.wait()
+        logger.info("stopping; %s connections open, %s requests in flight", len(engine.connections), requester.inflight)
+        return await engine.drain(settings.exit_timeout_secs)
+    finally:
+        await requester.close()
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _limits(settings: Settings) -> Limits:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    defaults = Limits()
+    return Limits(
+        connections=max(1, min(defaults.connections, descriptors - _RESERVED_DESCRIPTORS)),
+        body_nbytes=min(defaults.body_nbytes, settings.frontend_arena_nbytes),
+        buffered_nbytes=settings.frontend_arena_nbytes,
+    )
+
+
+def main() -> int:
+    """Exit codes: 0 after a stop signal, 1 otherwise."""
+    try:
+        settings = Settings.from_environ()
+    except ConchError as error:
+        logging.basicConfig()
+        logger.error("%s", error.message)
+        return 1
+    begin(settings)
+    if not settings.allow_http:
+        return 0
+    try:
+        finished = uvloop.run(serve(settings))
+    except (ConchError, OSError) as error:
+        logger.error("the HTTP frontend cannot run: %s", error)
+        return 1
+    if not finished:
+        logger.error("Exit timeout expired. Exiting immediately.")
+        return 1
+    return 0

@@ -11,6 +11,7 @@ The state of an entry says who waits: nobody has it yet (``HELD``), the broker o
 
 import heapq
 from enum import IntEnum
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -231,12 +232,13 @@ class Pending:
         return self._end(entry, message.fault)
 
     def lost(self, message: Lost, now: float) -> list[Instruction]:
-        """To be called after everything that the dead worker had sent was given to ``response``."""
+        """To be called after everything that the dead worker had sent was given to ``response``; what all workers had
+        sent, if the message names none."""
         instructions: list[Instruction] = []
         ran = bool(message.worker)
-        for id in message.ids:
+        for id, attempt in zip_longest(message.ids, message.attempts):
             entry = self._entries.get(id)
-            if entry is None or entry.state == State.HELD:
+            if entry is None or entry.state == State.HELD or attempt not in (entry.request.attempt, None):
                 continue
             request = entry.request
             entry.losses += 1

@@ -1,0 +1,448 @@
+"""The requester's state machine: single cases that the design names, then everything at random."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conch.errors import NotReady, Overloaded
+from conch.messages import (
+    Cancel,
+    Fault,
+    Lease,
+    Lost,
+    Rejected,
+    Request,
+    RequesterHello,
+    Response,
+    Retired,
+    Sequence,
+    Unwelcome,
+    Welcome,
+)
+from frontends import pending as machine
+from frontends.pending import Deliver, Entry, Fail, FreeInputs, GiveBack, Instruction, Pending, Send
+
+CAUSE = Fault("WorkerDied", "the worker died of signal 9")
+WELCOME = Welcome(1, 7)
+
+
+def new_pending(max_inflight: int = 100) -> Pending:
+    return Pending("me", "http", 4711, max_inflight, 0.0)
+
+
+def welcomed(max_inflight: int = 100) -> Pending:
+    pending = new_pending(max_inflight)
+    pending.connected(0.0)
+    pending.welcomed(WELCOME)
+    return pending
+
+
+def new_entry(pending: Pending, idempotent: bool = True, **fields: object) -> Entry:
+    request = Request(pending.new_id(), 1, "m", 1, 1, "", (), **fields)  # type: ignore[arg-type]
+    return Entry(request, idempotent)
+
+
+def submitted(pending: Pending, idempotent: bool = True, **fields: object) -> Entry:
+    entry = new_entry(pending, idempotent, **fields)
+    assert pending.submit(entry, 0.0) == [Send(entry.request)]
+    return entry
+
+
+def final(entry: Entry, **fields: object) -> Response:
+    return Response(entry.request.id, entry.request.attempt, 0, True, **fields)  # type: ignore[arg-type]
+
+
+def lost(entry: Entry, worker: str = "w", alone: bool = False) -> Lost:
+    return Lost(worker, (entry.request.id,), alone, CAUSE, (entry.request.attempt,))
+
+
+class TestAnswers:
+    def test_final_response_frees_and_answers(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        response = final(entry, lease=Lease(1, 2, 3))
+        assert pending.response(response) == [FreeInputs(entry), Deliver(entry, response)]
+        assert len(pending) == 0
+
+    def test_response_of_another_attempt_gives_its_lease_back(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        stale = Response(entry.request.id, 2, 0, True, lease=Lease(1, 2, 3))
+        assert pending.response(stale) == [GiveBack(Lease(1, 2, 3))]
+        assert len(pending) == 1
+
+    def test_response_to_an_abandoned_request_frees_and_gives_back(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        assert pending.abandon(entry.request.id) == [Send(Cancel("me", entry.request.id))]
+        assert pending.abandon(entry.request.id) == []
+        assert pending.response(final(entry, lease=Lease(1, 2, 3))) == [FreeInputs(entry), GiveBack(Lease(1, 2, 3))]
+
+    def test_inputs_held_waits_for_retired(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        response = final(entry, inputs_held=True)
+        assert pending.response(response) == [Send(Cancel("me", entry.request.id)), Deliver(entry, response)]
+        assert pending.retired(Retired((entry.request.id,))) == [FreeInputs(entry)]
+
+    def test_retired_without_an_answer_is_answered_all_the_same(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        fail, freed = pending.retired(Retired((entry.request.id, 99)))
+        assert isinstance(fail, Fail) and fail.fault.kind == "Internal"
+        assert freed == FreeInputs(entry)
+
+    def test_rejected_matches_the_attempt(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        fault = Fault("Overloaded", "Exceeds maximum queue size")
+        assert pending.rejected(Rejected(entry.request.id, 2, fault)) == []
+        assert pending.rejected(Rejected(entry.request.id, 1, fault)) == [FreeInputs(entry), Fail(entry, fault)]
+
+
+class TestLost:
+    def test_is_submitted_again_with_a_raised_attempt(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        (send,) = pending.lost(lost(entry, alone=True), 1.0)
+        assert isinstance(send, Send) and isinstance(send.message, Request)
+        assert send.message.attempt == 2
+
+    def test_second_death_alone_convicts(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.lost(lost(entry), 1.0)
+        assert pending.lost(lost(entry, alone=True), 2.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+
+    def test_restarted_broker_gets_it_under_the_same_attempt(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        assert pending.lost(lost(entry, worker=""), 1.0) == [Send(entry.request)]
+        assert entry.request.attempt == 1
+
+    def test_that_never_ends_is_ended(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        for _ in range(machine.MAX_LOSSES):
+            assert pending.lost(lost(entry, worker=""), 1.0) == [Send(entry.request)]
+        assert pending.lost(lost(entry, worker=""), 1.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+
+    @pytest.mark.parametrize("why", ["sequence", "not idempotent", "responded"])
+    def test_is_answered_where_it_must_not_run_twice(self, why: str) -> None:
+        pending = welcomed()
+        sequence = Sequence(5, True, False) if why == "sequence" else None
+        entry = submitted(pending, idempotent=why != "not idempotent", sequence=sequence)
+        if why == "responded":
+            pending.response(Response(entry.request.id, 1, 0, False))
+        assert pending.lost(lost(entry), 1.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+
+    def test_of_an_earlier_attempt_is_ignored(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        first = lost(entry)
+        pending.lost(first, 1.0)
+        assert pending.lost(first, 1.0) == []
+        assert entry.request.attempt == 2
+
+    def test_of_an_abandoned_request_frees_it(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.abandon(entry.request.id)
+        assert pending.lost(lost(entry), 1.0) == [FreeInputs(entry)]
+
+
+class TestNoBroker:
+    def test_requests_are_held_and_sent_in_order(self) -> None:
+        pending = new_pending()
+        entries = [new_entry(pending) for _ in range(3)]
+        assert [pending.submit(entry, 0.0) for entry in entries] == [[], [], []]
+        (hello,) = pending.connected(1.0)
+        assert isinstance(hello, Send) and isinstance(hello.message, RequesterHello)
+        assert hello.message.awaited == ()
+        assert pending.welcomed(WELCOME) == [Send(entry.request) for entry in entries]
+        assert pending.welcomed(WELCOME) == []
+
+    def test_held_request_is_answered_after_ten_seconds(self) -> None:
+        pending = new_pending()
+        entry = new_entry(pending)
+        pending.submit(entry, 5.0)
+        assert pending.tick(14.9) == []
+        assert pending.tick(15.0) == [FreeInputs(entry), Fail(entry, machine.NO_BROKER)]
+
+    def test_held_request_is_dropped_when_its_caller_goes(self) -> None:
+        pending = new_pending()
+        entry = new_entry(pending)
+        pending.submit(entry, 0.0)
+        assert pending.abandon(entry.request.id) == [FreeInputs(entry)]
+        pending.connected(1.0)
+        assert pending.welcomed(WELCOME) == []
+
+    def test_hello_lists_submitted_and_abandoned(self) -> None:
+        pending = welcomed()
+        waiting, abandoned = submitted(pending), submitted(pending)
+        pending.abandon(abandoned.request.id)
+        pending.disconnected(1.0)
+        pending.submit(new_entry(pending), 1.0)
+        (hello,) = pending.connected(2.0)
+        assert isinstance(hello, Send) and isinstance(hello.message, RequesterHello)
+        assert [awaited.id for awaited in hello.message.awaited] == [waiting.request.id, abandoned.request.id]
+
+    def test_new_broker_is_told_again_what_is_cancelled(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.disconnected(1.0)
+        assert pending.abandon(entry.request.id) == []
+        pending.connected(2.0)
+        assert pending.welcomed(WELCOME) == [Send(Cancel("me", entry.request.id))]
+
+    def test_unwelcome_is_followed_by_one_hello(self) -> None:
+        pending = welcomed()
+        (hello,) = pending.unwelcome(Unwelcome(8), 1.0)
+        assert isinstance(hello, Send) and isinstance(hello.message, RequesterHello)
+        assert pending.unwelcome(Unwelcome(8), 1.0) == []
+
+    def test_unanswered_hello_is_repeated(self) -> None:
+        pending = new_pending()
+        pending.connected(1.0)
+        assert pending.tick(1.5) == []
+        (hello,) = pending.tick(2.0)
+        assert isinstance(hello, Send) and isinstance(hello.message, RequesterHello)
+
+    def test_what_could_not_be_sent_is_held_and_sent_later(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.not_sent(entry.request, 1.0)
+        assert pending.held == 1
+        assert pending.tick(1.5) == [Send(entry.request)]
+
+    def test_long_outage_answers_what_was_submitted(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.disconnected(1.0)
+        assert pending.tick(60.9) == []
+        assert pending.tick(61.0) == [Fail(entry, machine.NO_BROKER)]
+        assert pending.tick(62.0) == []
+        assert pending.response(final(entry, lease=Lease(1, 2, 3))) == [FreeInputs(entry), GiveBack(Lease(1, 2, 3))]
+
+
+class TestBounds:
+    def test_in_flight(self) -> None:
+        pending = welcomed(max_inflight=2)
+        for _ in range(2):
+            pending.check_capacity()
+            submitted(pending)
+        with pytest.raises(Overloaded):
+            pending.check_capacity()
+
+    def test_held(self) -> None:
+        pending = new_pending(max_inflight=100_000)
+        for _ in range(machine.MAX_HELD):
+            pending.check_capacity()
+            pending.submit(new_entry(pending), 0.0)
+        with pytest.raises(Overloaded):
+            pending.check_capacity()
+
+    def test_after_close(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        assert pending.close() == [FreeInputs(entry), Fail(entry, machine.CLOSING)]
+        with pytest.raises(NotReady):
+            pending.check_capacity()
+
+    def test_deadline(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending, deadline=3.0)
+        assert pending.tick(2.9) == []
+        assert pending.tick(3.0) == [Fail(entry, machine.DEADLINE_PASSED), Send(Cancel("me", entry.request.id))]
+
+    def test_deadlines_of_finished_requests_do_not_pile_up(self) -> None:
+        pending = welcomed()
+        for _ in range(3000):
+            pending.response(final(submitted(pending, deadline=1e9)))
+        pending.tick(1.0)
+        assert len(pending._deadlines) == 0
+
+
+@dataclass
+class Told:
+    """What was seen of one request from outside."""
+
+    entry: Entry
+    read: bool = False  # a broker or worker may read its inputs
+    answered: int = 0
+    freed: int = 0
+    attempt: int = 1
+    gone: bool = False  # the caller
+
+
+class World:
+    """Callers, a broker and workers who may do everything that the protocol allows, at any moment, also late and twice.
+
+    What the machine tells them is checked as it comes.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.pending = new_pending(max_inflight=1000)
+        self.now = 0.0
+        self.told: dict[int, Told] = {}
+        self.leases: dict[int, int] = {}  # times that each was given back or handed on
+        self.released: set[int] = set()  # whose inputs may be freed because of what happens now
+        self.sending_works = True
+
+    def coin(self, odds: float = 0.5) -> bool:
+        return self.random.random() < odds
+
+    def carry_out(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Send(Request() as request):
+                    told = self.told[request.id]
+                    assert request.attempt == told.attempt and not told.freed and not told.gone and not told.read
+                    if self.sending_works:
+                        told.read = True
+                    else:
+                        self.pending.not_sent(request, self.now)
+                case Send(Cancel(id=id)):
+                    assert self.told[id].read
+                case Send():
+                    pass
+                case Deliver():
+                    told = self.told[instruction.response.id]
+                    assert told.entry is instruction.entry and not told.gone and not told.answered
+                    told.answered += instruction.response.final
+                    self.count(instruction.response.lease)
+                case Fail():
+                    told = self.told[instruction.entry.request.id]
+                    assert not told.gone
+                    told.answered += 1
+                case FreeInputs():
+                    id = instruction.entry.request.id
+                    assert not self.told[id].read or id in self.released
+                    self.told[id].freed += 1
+                case GiveBack():
+                    self.count(instruction.lease)
+        self.released = set()
+        self.check()
+
+    def count(self, lease: Lease | None) -> None:
+        if lease is not None:
+            self.leases[lease.number] += 1
+
+    def check(self) -> None:
+        assert all(told.answered <= 1 and told.freed <= 1 for told in self.told.values())
+        assert all(times == 1 for times in self.leases.values())
+        assert len(self.pending) == sum(not told.freed for told in self.told.values())
+
+    def some(self) -> Told:
+        """Mostly a request that a broker or worker has, sometimes one of the past."""
+        known = [told for told in self.told.values() if told.read and not told.freed]
+        return self.random.choice(known if known and self.coin(0.9) else list(self.told.values()))
+
+    def step(self) -> None:
+        names = ["submit", "submit", "caller_goes", "broker", "time_passes"]
+        if self.told:
+            names += ["response", "response", "response", "rejected", "retired", "lost", "lost"]
+        getattr(self, self.random.choice(names))()
+
+    def submit(self) -> None:
+        sequence = Sequence(1, False, False) if self.coin(0.1) else None
+        deadline = self.now + self.random.uniform(0, 30) if self.coin(0.2) else None
+        entry = new_entry(self.pending, self.coin(0.9), sequence=sequence, deadline=deadline)
+        self.told[entry.request.id] = Told(entry)
+        self.carry_out(self.pending.submit(entry, self.now))
+
+    def caller_goes(self) -> None:
+        waiting = [id for id, told in self.told.items() if not told.answered]
+        if waiting:
+            id = self.random.choice(waiting)
+            self.told[id].gone = True
+            self.carry_out(self.pending.abandon(id))
+
+    def broker(self) -> None:
+        match self.random.choice(["up", "up", "connected", "disconnected", "unwelcome", "works", "fails"]):
+            case "up":
+                self.carry_out(self.pending.connected(self.now))
+                self.carry_out(self.pending.welcomed(WELCOME))
+            case "connected":
+                self.carry_out(self.pending.connected(self.now))
+            case "disconnected":
+                self.pending.disconnected(self.now)
+            case "unwelcome":
+                self.carry_out(self.pending.unwelcome(Unwelcome(8), self.now))
+            case "works":
+                self.sending_works = True
+            case "fails":
+                self.sending_works = self.coin(0.3)
+
+    def response(self) -> None:
+        told = self.some()
+        id = told.entry.request.id
+        is_final, held = self.coin(0.7), self.coin(0.2)
+        stale = not told.read or self.coin(0.2)
+        lease = None
+        if self.coin(0.7):
+            lease = Lease(1, 1, len(self.leases))
+            self.leases[lease.number] = 0
+        if is_final and not held and not stale:
+            self.released.add(id)
+        attempt = told.attempt + self.random.choice([-1, 1]) if stale else told.attempt
+        self.carry_out(self.pending.response(Response(id, attempt, 0, is_final, lease=lease, inputs_held=held)))
+
+    def rejected(self) -> None:
+        told = self.some()
+        id = told.entry.request.id
+        stale = not told.read or self.coin(0.3)
+        if not stale:
+            self.released.add(id)
+        self.carry_out(self.pending.rejected(Rejected(id, told.attempt - stale, CAUSE)))
+
+    def retired(self) -> None:
+        told = self.some()
+        id = told.entry.request.id
+        if told.read:
+            self.released.add(id)
+            self.carry_out(self.pending.retired(Retired((id, 10_000))))
+
+    def lost(self) -> None:
+        told = self.some()
+        id = told.entry.request.id
+        worker = self.random.choice(["", "w"])
+        stale = not told.read or self.coin(0.2)
+        attempt = told.attempt - stale
+        if not stale and not told.freed:
+            self.released.add(id)
+            told.read = False
+            told.attempt += bool(worker)
+        message = Lost(worker, (id,), self.coin(0.3), CAUSE, (attempt,))
+        self.carry_out(self.pending.lost(message, self.now))
+        assert told.freed or told.entry.request.attempt == told.attempt
+
+    def time_passes(self) -> None:
+        self.now += self.random.choice([0.1, 1.0, 15.0, 70.0])
+        self.carry_out(self.pending.tick(self.now))
+
+    def finish(self) -> None:
+        """Once a broker answers everything, nothing is left."""
+        self.sending_works = True
+        self.carry_out(self.pending.connected(self.now))
+        self.carry_out(self.pending.welcomed(WELCOME))
+        for id, told in self.told.items():
+            if not told.freed:
+                self.released.add(id)
+                self.carry_out(self.pending.response(Response(id, told.attempt, 0, True)))
+        assert len(self.pending) == 0
+        assert all(told.answered == 1 or told.gone for told in self.told.values())
+        assert self.pending.tick(self.now + 1000) == []
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_everything_in_any_order(seed: int) -> None:
+    world = World(seed)
+    for _ in range(150):
+        world.step()
+    world.finish()

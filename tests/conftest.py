@@ -1,7 +1,8 @@
 """What every test gets: a check that it leaves nothing behind, and short private directories for sockets.
 
 Leaks are looked for after each test, and more strictly after each module, because a client that a module's fixture
-holds may open connections during a test. What a fixture of a wider scope sets up is not a leak of the test that came first.
+holds may open connections during a test. What a fixture of a wider scope sets up is not a leak of the test that came
+first.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
 """The two transports between processes, behind one contract.
 
-A channel has two methods that never wait: ``send_nowait`` and ``receive_nowait``. Which hop uses which transport is decided
-where the processes are wired and was decided by measurement (``docs/design.md``).
+A channel has two methods that never wait: ``send_nowait`` and ``receive_nowait``. Which hop uses which transport is
+decided where the processes are wired, and was decided by measurement (``docs/design.md``).
 """
 
 from typing import Protocol, TypeVar

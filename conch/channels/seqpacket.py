@@ -5,6 +5,7 @@ travel beside a message as SCM_RIGHTS.
 """
 
 import array
+import errno
 import os
 import socket
 from pathlib import Path
@@ -22,6 +23,8 @@ MAX_MESSAGE_NBYTES = 128 * 1024
 _DESCRIPTOR_NBYTES = array.array("i").itemsize
 _ANCILLARY_NBYTES = socket.CMSG_SPACE(4 * _DESCRIPTOR_NBYTES)
 _BACKLOG = 1024
+#: of memory, or of descriptors that may be on their way at a time
+_SHORTAGES = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 
 class MessageTooLong(Exception):
@@ -61,7 +64,8 @@ class SeqpacketChannel(Generic[Out, In]):
         self._view = memoryview(self._buffer)
 
     def send_nowait(self, message: Out, descriptor: int | None = None) -> bool:
-        """False if the peer's buffer is full. Raises ``ChannelClosed`` and ``MessageTooLong``.
+        """False if the peer's buffer is full, or the kernel short of what it takes. Raises ``MessageTooLong``, and
+        ``ChannelClosed``, after which there may still be something to receive.
 
         ``descriptor`` is duplicated into the receiver; the caller keeps its own.
         """
@@ -77,6 +81,8 @@ class SeqpacketChannel(Generic[Out, In]):
         except BlockingIOError:
             return False
         except OSError as error:
+            if error.errno in _SHORTAGES:
+                return False
             raise ChannelClosed(str(error)) from error
         return True
 

@@ -4,7 +4,8 @@ The broker binds one ROUTER, everyone else connects a DEALER. All sockets are ma
 purpose and in one place.
 
 A ZeroMQ descriptor is edge-triggered: it becomes readable once and then stays silent until the socket has been drained.
-Whoever waits on ``fileno()`` calls ``receive_nowait`` until it returns None on every wake-up, *and again after every send*.
+Whoever waits on ``fileno()`` calls ``receive_nowait`` until it returns None on every wake-up, *and again after every
+send*.
 """
 
 import os
@@ -26,7 +27,7 @@ MAX_MESSAGE_NBYTES = 96 * 1024 * 1024
 HIGH_WATER_MARK = 100_000
 RECONNECT_MS = 20
 #: libzmq's ZMQ_IPC_FILTER_UID, which pyzmq does not name in every version
-_IPC_FILTER_UID = 58
+_IPC_FILTER_UID = 59
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
@@ -45,7 +46,7 @@ class RouterChannel(Generic[Out, In]):
         self.socket = _socket(context, zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
-        self.socket.setsockopt(_IPC_FILTER_UID, os.getuid())
+        self.socket.setsockopt(_IPC_FILTER_UID, os.geteuid())
         self.socket.bind(f"ipc://{path}")
         self._decode = msgspec.msgpack.Decoder(incoming).decode
         self._encode = msgspec.msgpack.Encoder().encode
@@ -103,7 +104,8 @@ class DealerChannel(Generic[Out, In]):
         self._encode = msgspec.msgpack.Encoder().encode
 
     def send_nowait(self, message: Out) -> bool:
-        """False if not connected or the pipe is full."""
+        """False if not connected or the pipe is full. What was accepted shortly before a disconnection is lost, also
+        in the moment between ``connection_changes`` telling of it and this method returning False."""
         try:
             self.socket.send(self._encode(message), zmq.NOBLOCK)
         except zmq.Again:

@@ -1,0 +1,146 @@
+"""Lookups, readiness, the index and the metadata, with Triton's words."""
+
+import json
+
+import pytest
+
+from conch.errors import InvalidArgument, NotFound, NotReady
+from conch.messages import ModelEntry
+from frontends.metadata import EXTENSIONS, model_config_json, model_metadata, repository_index, server_metadata
+from frontends.models import ModelTableView
+from tests.frontends.samples import entry, table, view
+
+
+class TestLookup:
+    def test_latest_ready_version(self) -> None:
+        models = view(entry(version=1), entry(version=3), entry(version=20, state="LOADING"), entry(version=10))
+        assert models.lookup("simple").version == 10
+        assert models.lookup("simple", "3").version == 3
+        assert models.ready_versions("simple") == (1, 3, 10)
+
+    @pytest.mark.parametrize(
+        ("name", "version", "kind", "text"),
+        [
+            ("x", "", NotFound, "Request for unknown model: 'x' is not found"),
+            ("x", "1", NotFound, "Request for unknown model: 'x' is not found"),
+            ("simple", "9", NotFound, "Request for unknown model: 'simple' version 9 is not found"),
+            ("simple", "2", NotReady, "Request for unknown model: 'simple' version 2 is not at ready state"),
+            ("loading", "", NotFound, "Request for unknown model: 'loading' has no available versions"),
+            ("loading", "1", NotReady, "Request for unknown model: 'loading' version 1 is not at ready state"),
+            ("untouched", "", NotFound, "Request for unknown model: 'untouched' is not found"),
+        ],
+    )
+    def test_absent(self, name: str, version: str, kind: type[Exception], text: str) -> None:
+        models = view(
+            entry(version=1),
+            entry(version=2, state="UNAVAILABLE", reason="unloaded"),
+            entry("loading", 1, state="LOADING"),
+            ModelEntry("untouched", 0, "UNKNOWN", "", False),
+        )
+        with pytest.raises(kind) as raised:
+            models.lookup(name, version)
+        assert str(raised.value) == text
+
+    @pytest.mark.parametrize("version", ["x", "-1", "1.0", "1_0", " 1", "1" * 30, "\u0661", "1\n"])
+    def test_version_that_is_no_number(self, version: str) -> None:
+        with pytest.raises(InvalidArgument, match="failed to get model version from specified version string"):
+            view(entry()).lookup("simple", version)
+
+    def test_before_the_first_table(self) -> None:
+        with pytest.raises(NotReady, match="the server is starting"):
+            ModelTableView().lookup("simple")
+
+    def test_while_exiting(self) -> None:
+        with pytest.raises(NotReady, match="Server exiting"):
+            view(server="exiting").lookup("simple")
+
+    def test_unchanged_models_are_kept_over_updates(self) -> None:
+        models = view(entry(), entry("other"))
+        before, other = models.lookup("simple"), models.lookup("other")
+        models.update(table(entry(), entry("other", max_batch_size=4)))
+        assert models.lookup("simple") is before
+        assert models.lookup("other") is not other
+
+    def test_unusable_configuration_hides_only_that_model(self) -> None:
+        models = view(ModelEntry("broken", 1, "READY", "", True, '{"name": 5}'), entry())
+        assert models.lookup("simple").version == 1
+        with pytest.raises(NotReady):
+            models.lookup("broken", "1")
+
+
+class TestReady:
+    def test_model(self) -> None:
+        models = view(entry(version=1), entry(version=2, healthy=False))
+        assert models.model_ready("simple", "1")
+        assert not models.model_ready("simple")
+        with pytest.raises(NotFound):
+            models.model_ready("x")
+
+    @pytest.mark.parametrize(
+        ("found", "ready"),
+        [
+            (entry(), True),
+            (entry(healthy=False), False),
+            (entry(state="UNAVAILABLE", reason="unloaded"), True),
+            (entry(state="UNAVAILABLE", reason="failed to load"), False),
+            (entry(state="LOADING"), False),
+            (entry(state="UNLOADING"), False),
+            (ModelEntry("simple", 0, "UNKNOWN", "", False), True),
+        ],
+    )
+    def test_strict_server(self, found: ModelEntry, ready: bool) -> None:
+        models = view(entry("other"), found)
+        assert models.server_ready(strict=True) is ready
+        assert models.server_ready(strict=False)
+
+    def test_server_that_starts_or_lost_its_broker(self) -> None:
+        assert not view(entry(), server="starting").server_ready(strict=False)
+        models = view(entry())
+        models.broker_absent = True
+        assert not models.server_ready(strict=False)
+        assert not models.model_ready("simple")
+
+
+class TestMetadata:
+    def test_server(self) -> None:
+        found = server_metadata("mine")
+        assert list(found) == ["name", "version", "extensions"]
+        assert found["name"] == "mine"
+        assert found["extensions"] == list(EXTENSIONS)
+
+    def test_model(self) -> None:
+        models = view(entry(version=2), entry(version=1))
+        assert json.dumps(model_metadata(models, "simple"), separators=(",", ":")) == (
+            '{"name":"simple","versions":["1","2"],"platform":"python",'
+            '"inputs":[{"name":"INPUT0","datatype":"INT32","shape":[-1,16]},'
+            '{"name":"INPUT1","datatype":"INT32","shape":[-1,16]}],'
+            '"outputs":[{"name":"OUTPUT0","datatype":"INT32","shape":[-1,16]},'
+            '{"name":"OUTPUT1","datatype":"INT32","shape":[-1,16]}]}'
+        )
+        assert model_metadata(models, "simple", "1")["versions"] == ["1"]
+
+    def test_model_without_batching_and_with_a_platform(self) -> None:
+        strings = [{"name": "TEXT", "data_type": "TYPE_STRING", "dims": [-1]}]
+        models = view(entry(max_batch_size=0, platform="onnxruntime_onnx", input=strings))
+        found = model_metadata(models, "simple")
+        assert found["platform"] == "onnxruntime_onnx"
+        assert found["inputs"] == [{"name": "TEXT", "datatype": "BYTES", "shape": [-1]}]
+
+    def test_config_is_passed_on_as_it_is(self) -> None:
+        found = entry()
+        assert model_config_json(view(found), "simple") == found.config
+
+    def test_index(self) -> None:
+        models = view(
+            entry("b"),
+            entry("a", 2, state="UNAVAILABLE", reason="unloaded"),
+            ModelEntry("c", 0, "UNKNOWN", "", False),
+            ModelEntry("d", 0, "UNAVAILABLE", "no version", False),
+        )
+        assert repository_index(models) == [
+            {"name": "a", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"},
+            {"name": "b", "version": "1", "state": "READY"},
+            {"name": "c"},
+            {"name": "d", "state": "UNAVAILABLE", "reason": "no version"},
+        ]
+        assert repository_index(models, ready_only=True) == [{"name": "b", "version": "1", "state": "READY"}]

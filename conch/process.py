@@ -164,9 +164,11 @@ class Lock:
         os.pwrite(self._descriptor, text.encode()[:_MAX_LOCK_TEXT_NBYTES], 0)
 
     def release(self) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.close(self._descriptor)
-        del _held[self._path]
+        """Nothing if the lock has been taken again since."""
+        if _held.get(self._path) is self:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            del _held[self._path]
 
 
 #: record locks do not conflict within one process, and closing any descriptor of the file drops them

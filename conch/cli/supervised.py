@@ -4,6 +4,7 @@ Two parts. *Importing this module* prepares the run directory, because superviso
 the log files that lie in there. ``make`` then makes supervisord quick and lets ``conch status`` ask it about restarts.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -44,12 +45,18 @@ def _prepare() -> Settings:
         _die_with_serve()
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
-        hold_lock(run_dir.supervisor_lock, describe(settings))
+        _hold_lock(settings)
     except ConchError as error:
         raise SystemExit(f"conch: {error}") from error
     except LockHeld as error:
         raise SystemExit(f"conch: a server with this run directory is running already ({error.text})") from error
     return settings
+
+
+def _hold_lock(settings: Settings, again: bool = False) -> None:
+    lock = hold_lock(RunDir(settings.run_dir).supervisor_lock, describe(settings), again)
+    # the kernel lets go of it in any case; this leaves no text behind
+    atexit.register(lock.release)
 
 
 def _die_with_serve() -> None:
@@ -144,11 +151,13 @@ def make(supervisord: Any, **_options: str) -> Interface:
     """Called by supervisord when it has its programs and its control socket, before it starts the first program."""
     if not supervisord.options.first:
         # after SIGHUP supervisord has closed every descriptor, and with it the lock
-        hold_lock(RunDir(_settings.run_dir).supervisor_lock, describe(_settings), again=True)
+        _hold_lock(_settings, again=True)
     for group in supervisord.process_groups.values():
         for process in group.processes.values():
             stop_wait = _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS
             process.config.stopwaitsecs = max(process.config.stopwaitsecs, stop_wait)
+            if process.config.name == "http":
+                process.config.autostart = _settings.allow_http
     return Interface()
 
 

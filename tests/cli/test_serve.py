@@ -1,0 +1,303 @@
+"""``conch serve``, the same thing under plain supervisord, and ``conch status``, each as its own process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conch.process import hold_lock
+from conch.run_dir import RunDir
+from tests.processes import environment
+from tests.scenarios.harness import EXAMPLE_MODELS, REPOSITORY_ROOT, Server, free_port, serving
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run() -> Run:
+    """``run("serve", ...)``: one ``conch`` command that is expected to end by itself."""
+
+    def run_command(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "conch", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), **variables},
+        )
+
+    return run_command
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "simple").symlink_to(EXAMPLE_MODELS / "simple")
+    return tmp_path / "models"
+
+
+@pytest.fixture(scope="module")
+def running(make_run_dir: Callable[[], Path]) -> Iterator[Server]:
+    with serving([EXAMPLE_MODELS], make_run_dir()) as server:
+        yield server
+
+
+def flags_for(repository: Path, run_dir: Path, port: int) -> tuple[str, str, str]:
+    return f"--model-repository={repository}", f"--run-dir={run_dir}", f"--http-port={port}"
+
+
+# ------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_no_repository(run: Run, run_dir: Path) -> None:
+    done = run("serve", f"--run-dir={run_dir}")
+    assert done.returncode == 1
+    assert "--model-repository must be specified" in done.stderr
+
+
+def test_a_repository_that_is_not_there(run: Run, run_dir: Path) -> None:
+    done = run("serve", *flags_for(run_dir / "nowhere", run_dir, free_port()))
+    assert done.returncode == 1
+    assert "does not exist" in done.stderr
+
+
+def test_a_port_that_is_taken(run: Run, repository: Path, run_dir: Path) -> None:
+    import socket
+
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        done = run("serve", *flags_for(repository, run_dir, port))
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+def test_a_second_server_on_the_same_run_directory(run: Run, running: Server) -> None:
+    done = run("serve", *flags_for(EXAMPLE_MODELS, running.run_dir, free_port()))
+    assert done.returncode == 1
+    assert f"HTTP 127.0.0.1:{running.http_port}" in done.stderr and "pid " in done.stderr
+    assert running.ready()
+
+
+def test_a_second_server_on_the_same_port(run: Run, running: Server, run_dir: Path) -> None:
+    done = run("serve", *flags_for(EXAMPLE_MODELS, run_dir, running.http_port))
+    assert done.returncode == 1
+    assert f"a server runs there already (pid {running.program_pid('supervisord')}" in done.stderr
+    assert running.ready()
+
+
+def test_a_second_server_while_the_first_is_starting(run: Run, repository: Path, run_dir: Path) -> None:
+    lock = hold_lock(RunDir(run_dir).serve_lock, "pid 4711, HTTP 127.0.0.1:8000")
+    done = run("serve", *flags_for(repository, run_dir, free_port()))
+    lock.release()
+    assert done.returncode == 1
+    assert "pid 4711, HTTP 127.0.0.1:8000" in done.stderr
+
+
+def test_a_run_directory_whose_path_is_too_long(run: Run, repository: Path, run_dir: Path) -> None:
+    done = run("serve", *flags_for(repository, run_dir / ("x" * 70), free_port()))
+    assert done.returncode == 1
+    assert "choose a shorter one with --run-dir" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- a server's life
+
+
+def test_three_models_are_listed_and_ready_in_time(running: Server) -> None:
+    for name in ("simple", "simple_identity", "text_to_image"):
+        assert any(name in line and "READY" in line for line in running.output.splitlines()), running.output
+    assert f"Started HTTPService at 127.0.0.1:{running.http_port}" in running.output
+    assert running.ready()
+    # a target of 1 s on an idle machine, with room for a busy one
+    assert running.start_seconds < 5
+
+
+def test_sigterm_stops_with_zero_and_leaves_nothing(repository: Path, run_dir: Path) -> None:
+    with serving([repository], run_dir) as server:
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 10
+    assert not server.ready()
+
+
+def test_ctrl_c_is_a_graceful_stop(repository: Path, run_dir: Path) -> None:
+    server = Server([repository], run_dir)
+    try:
+        server.start()
+        assert server.process is not None
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait(15) == 0, server.report()
+    finally:
+        server.kill_everything()
+
+
+def write_broken(repository: Path) -> None:
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "config.pbtxt").write_text('backend: "python"\n')
+    (repository / "broken" / "1" / "model.py").write_text("raise RuntimeError('out of order')\n")
+
+
+def test_a_model_that_fails_stops_the_server(repository: Path, run_dir: Path) -> None:
+    write_broken(repository)
+    server = Server([repository], run_dir)
+    try:
+        with pytest.raises(AssertionError):
+            server.start()
+        assert server.wait(15) == 1, server.report()
+        assert not server.leftovers()
+    finally:
+        server.kill_everything()
+    assert "UNAVAILABLE" in server.output and "out of order" in server.output
+    assert "failed to load all models" in server.output
+
+
+def test_unless_exit_on_error_is_off(repository: Path, run_dir: Path) -> None:
+    write_broken(repository)
+    with serving([repository], run_dir, "--exit-on-error=false", "--strict-readiness=false") as server:
+        assert "UNAVAILABLE" in server.output and "out of order" in server.output
+        assert server.request("GET", "/v2/models/simple/ready")[0] == 200
+
+
+def test_settings_may_come_from_the_environment(repository: Path, run_dir: Path) -> None:
+    with serving([repository], run_dir, CONCH_ID="from-the-environment") as server:
+        assert json.loads(server.request("GET", "/v2")[1])["name"] == "from-the-environment"
+
+
+def test_a_killed_supervisord_ends_everything_with_one(repository: Path, run_dir: Path) -> None:
+    server = Server([repository], run_dir)
+    try:
+        server.start()
+        os.kill(server.program_pid("supervisord"), signal.SIGKILL)
+        assert server.wait(15) == 1, server.report()
+        assert not server.pids()
+    finally:
+        server.kill_everything()
+    assert "supervisord ended by itself" in server.output
+
+
+def test_a_killed_conch_serve_stops_everything_in_order(repository: Path, run_dir: Path) -> None:
+    server = Server([repository], run_dir)
+    try:
+        server.start()
+        assert server.process is not None
+        server.process.kill()
+        server.wait(15)
+        deadline = time.monotonic() + 15
+        while server.pids() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not server.pids(), server.report()
+    finally:
+        server.kill_everything()
+
+
+@pytest.mark.parametrize("name", ["broker", "launcher", "http"])
+def test_a_killed_program_comes_back(repository: Path, run_dir: Path, name: str) -> None:
+    with serving([repository], run_dir) as server:
+        before = server.program_pid(name)
+        workers = server.worker_pids("simple")
+        os.kill(before, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            rows = {row["name"]: row for row in server.status()["processes"]}
+            if rows[name]["restarts"] == 1 and rows[name]["pid"] != before and server.ready():
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError(server.report())
+        assert rows[name]["last_error"] == "killed by a signal"
+        assert server.worker_pids("simple") == workers
+
+
+# ------------------------------------------------------------------------------------------------------ as a service
+
+
+def test_supervisord_runs_the_same_thing(repository: Path, run_dir: Path, run: Run) -> None:
+    path = run_dir / "made" / "by" / "it"
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(REPOSITORY_ROOT / "supervisord.conf")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY_ROOT),
+            "PATH": "/usr/bin:/bin",
+            "CONCH_MODEL_REPOSITORY": str(repository),
+            "CONCH_RUN_DIR": str(path),
+            "CONCH_HTTP_PORT": str(port),
+        },
+    )
+    server = Server([repository], path, http_port=port, process=process)
+    try:
+        deadline = time.monotonic() + 15
+        while not server.ready():
+            assert time.monotonic() < deadline, server.report()
+            time.sleep(0.02)
+        rows = {row["name"]: row for row in server.status()["processes"]}
+        assert {"supervisord", "launcher", "broker", "http"} <= set(rows)
+        assert all(environment(rows[name]["pid"])["CONCH_RUN_DIR"] == str(path) for name in ("broker", "http"))
+        second = run("serve", *flags_for(repository, path, free_port()))
+        assert second.returncode == 1 and f"pid {process.pid}" in second.stderr
+        assert server.stop() == 0
+        assert not server.leftovers()
+    finally:
+        server.kill_everything()
+
+
+def test_supervisord_says_what_is_missing(run_dir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(REPOSITORY_ROOT / "supervisord.conf")],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), "CONCH_RUN_DIR": str(run_dir)},
+    )
+    assert done.returncode != 0
+    assert "CONCH_MODEL_REPOSITORY must name a folder of models" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------ status
+
+
+def test_status_shows_one_worker_per_instance(running: Server) -> None:
+    report = running.status()
+    assert report["server"] == "ready"
+    assert report["run_dir"] == str(running.run_dir)
+    processes = {row["name"]: row for row in report["processes"]}
+    assert {"supervisord", "launcher", "broker", "http"} <= set(processes)
+    assert all(row["pid"] > 0 and row["memory_nbytes"] > 1_000_000 for row in report["processes"])
+    states = {row["model"]: row for row in report["instances"]}
+    assert set(states) == {"simple", "simple_identity", "text_to_image"}
+    assert all(row["state"] == "ready" and row["restarts"] == 0 for row in report["instances"])
+    pids = [row["pid"] for row in report["instances"]]
+    assert len(set(pids)) == len(pids)
+    queues: dict[str, Any] = {row["model"]: row for row in report["models"]}
+    assert queues["simple"]["queued"] == 0 and queues["simple"]["state"] == "READY"
+
+
+def test_status_as_tables(run: Run, running: Server) -> None:
+    done = run("status", f"--run-dir={running.run_dir}")
+    assert done.returncode == 0, done.stderr
+    for word in ("Process", "broker", "MiB", "Instance", "simple", "Restarts", "Queued", "Last error"):
+        assert word in done.stdout
+
+
+def test_status_finds_the_server_by_its_port(run: Run, running: Server) -> None:
+    done = run("status", "--http-port", str(running.http_port), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run_dir"] == str(running.run_dir)
+
+
+def test_status_says_when_there_is_no_server(run: Run, run_dir: Path) -> None:
+    done = run("status", f"--run-dir={run_dir}")
+    assert done.returncode == 1 and "no server is running in" in done.stderr
+    done = run("status", f"--http-port={free_port()}")
+    assert done.returncode == 1 and "no server of yours is running with" in done.stderr
+    assert run("status", "--jsn").returncode == 2

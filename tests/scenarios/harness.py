@@ -1,6 +1,7 @@
 """A real server for the scenarios: ``conch serve`` in a process of its own, and what it must leave behind: nothing."""
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -156,12 +157,17 @@ class Server:
         return [row["pid"] for row in self.status()["instances"] if row["model"] == model and row["pid"]]
 
     def request(
-        self, method: str, path: str, body: bytes | None = None, timeout_s: float = 10.0, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = 10.0,
     ) -> tuple[int, bytes]:
-        """One request on a connection of its own; ``_`` in a header's name stands for ``-``."""
+        """Status and body of one request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout_s)
         try:
-            connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -186,7 +192,7 @@ class Server:
     def leftovers(self) -> list[str]:
         """Processes, segments, sockets and locks of a server that is gone."""
         found = [f"process {pid}: {command_line(pid)}" for pid in self.pids()]
-        found += [f"segment {name}" for name in segments()]
+        found += [f"segment {name}" for name in orphans()]
         paths = RunDir(self.run_dir)
         found += [f"socket {path.name}" for path in paths.requesters.glob("*")]
         found += [f"worker file {path.name}" for path in paths.workers.glob("*")]
@@ -194,21 +200,28 @@ class Server:
         return found
 
 
-def segments() -> list[str]:
-    """Every segment in /dev/shm that a server of this user made."""
-    return sorted(name for name in os.listdir(SHARED_MEMORY_FOLDER) if name.startswith(name_prefix()))
+def orphans() -> list[str]:
+    """Segments in /dev/shm of this user whose owner is gone: nobody holds the lock."""
+    found = []
+    for name in sorted(os.listdir(SHARED_MEMORY_FOLDER)):
+        if not name.startswith(name_prefix()):
+            continue
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            with open(os.path.join(SHARED_MEMORY_FOLDER, name), "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(name)
+    return found
 
 
 @contextlib.contextmanager
 def serving(repositories: Sequence[Path], run_dir: Path, *flags: str, **variables: str) -> Iterator[Server]:
     """A server that has started; afterwards it is stopped, with exit status 0 and nothing left behind."""
     server = Server(repositories, run_dir, flags, variables=variables)
-    before = segments()
     try:
         server.start()
         yield server
         assert server.stop() == 0, server.report()
-        leftovers = [each for each in server.leftovers() if each.removeprefix("segment ") not in before]
+        leftovers = server.leftovers()
         assert not leftovers, "\n".join([*leftovers, server.report()])
     except BaseException:
         print(server.report())

@@ -137,7 +137,7 @@ def test_nested_lists_are_flattened(server: Server) -> None:
 def test_raw_binary_request(server: Server) -> None:
     """No JSON at all: the body is the model's one input, and every output comes back as bytes."""
     body = struct.pack("<3i", 1, 2, 3)
-    status, text = server.request("POST", "/v2/models/echo_int32/infer", body, Inference_Header_Content_Length="0")
+    status, text = server.request("POST", "/v2/models/echo_int32/infer", body, {"Inference-Header-Content-Length": "0"})
     assert status == 200, text
     assert text.endswith(body)
     header = json.loads(text[: -len(body)])

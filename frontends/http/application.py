@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 from conch.errors import ConchError, InvalidArgument, Unsupported
+from frontends.http.compression import decompressed
 from frontends.http.endpoints import Endpoints, RequesterLike
 from frontends.http.errors import reply_to
 from frontends.http.exchange import Pending, Reply, Request, error_reply
@@ -19,6 +20,7 @@ from frontends.models import ReadyModel
 Handler = Callable[[Request, Match], Reply | Pending]
 
 _HEADER_LENGTH: Final = b"inference-header-content-length"
+_ENCODING: Final = b"content-encoding"
 _DECOUPLED: Final = "HTTP end point doesn't support models with decoupled transaction policy"
 
 
@@ -65,7 +67,7 @@ class HttpApplication:
             if match.endpoint is not Endpoint.INFER or length is None:
                 if nbytes > self._max_input_nbytes:
                     raise too_large(nbytes, self._max_input_nbytes)
-            elif request.content_length is not None:
+            elif request.content_length is not None and _ENCODING not in request.fields:
                 json_nbytes = header_length(length, request.content_length)
                 if json_nbytes > self._max_input_nbytes:
                     raise too_large(json_nbytes, self._max_input_nbytes)
@@ -78,9 +80,9 @@ class HttpApplication:
         if model.decoupled:
             raise Unsupported(_DECOUPLED)
         fields = request.fields
-        if b"content-encoding" in fields and fields[b"content-encoding"] not in (b"", b"identity"):
-            return error_reply(501, "Unsupported compression type", b"Accept-Encoding: identity\r\n")
         body = request.body
+        if _ENCODING in fields:
+            body = decompressed(body, fields[_ENCODING], self._max_input_nbytes)
         json_nbytes = header_length(fields.get(_HEADER_LENGTH), len(body))
         call, formats = decode(body, json_nbytes, model, self._max_input_nbytes)
         return Pending(self._requester.submit(model, call), partial(_render, formats, model))

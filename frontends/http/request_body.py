@@ -217,10 +217,10 @@ def _data(entry: dict[str, Any], name: str, datatype: str, shape: tuple[int, ...
     if elements == 0:
         return b""
     if elements > _MAX_64:
-        text = f"invalid shape for input '{name}': shape [{','.join(map(str, shape))}]"
-        if max(shape) > _MAX_64:
-            raise InvalidArgument(f"{text} contains one or more invalid dimensions")
-        raise InvalidArgument(f"{text} causes total element count to exceed maximum size of {_MAX_64}")
+        raise InvalidArgument(
+            f"invalid shape for input '{name}': shape [{','.join(map(str, shape))}] causes total element count to exceed "
+            f"maximum size of {_MAX_64}"
+        )
     data: list[Any] = member(entry, "data", list, NOT_ARRAY)
     item_nbytes = ITEM_SIZES.get(datatype, 0)
     nbytes = elements * item_nbytes
@@ -231,6 +231,8 @@ def _data(entry: dict[str, Any], name: str, datatype: str, shape: tuple[int, ...
         )
     if nbytes > max_input_nbytes:
         raise _input_too_large(name, nbytes, max_input_nbytes)
+    if not shape and len(data) != 1:
+        return b""  # Triton reads nothing where there is no shape, and then finds that out
     wire = to_wire(name, datatype, data, elements)
     if len(wire) > max_input_nbytes:
         raise _input_too_large(name, len(wire), max_input_nbytes)

@@ -23,7 +23,8 @@ _RESERVED_DESCRIPTORS = 512
 
 
 def bind(address: str, port: int, reuse_port: bool) -> socket.socket:
-    """A socket bound to ``address:port``. Raises ``Unavailable`` if another process listens there.
+    """A socket bound to ``address:port`` that does not listen yet: clients are refused. Raises ``Unavailable`` if
+    another process listens there.
 
     The port is always tried without SO_REUSEPORT first: with it, two servers would silently share the clients.
     """
@@ -47,14 +48,16 @@ def _bound(address: str, port: int, reuse_port: bool) -> socket.socket:
         if reuse_port:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(where)
-        # a bound port is taken only once somebody listens on it
-        listener.listen()
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise Unavailable(f"Socket '{address}:{port}' already in use") from error
-        raise Unavailable(f"cannot listen on '{address}:{port}': {error.strerror}") from error
+        raise _cannot_listen(address, port, error) from error
     return listener
+
+
+def _cannot_listen(address: str, port: int, error: OSError) -> Unavailable:
+    if error.errno == errno.EADDRINUSE:
+        return Unavailable(f"Socket '{address}:{port}' already in use")
+    return Unavailable(f"cannot listen on '{address}:{port}': {error.strerror}")
 
 
 async def serve(settings: Settings) -> bool:
@@ -62,6 +65,7 @@ async def serve(settings: Settings) -> bool:
 
     Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
     """
+    listener = bind(settings.http_address, settings.http_port, settings.reuse_http_port)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     on_stop_signals(loop, stop.set)
@@ -84,7 +88,10 @@ async def serve(settings: Settings) -> bool:
             strict_readiness=settings.strict_readiness,
             max_input_nbytes=settings.http_max_input_size,
         )
-        listener = bind(settings.http_address, settings.http_port, settings.reuse_http_port)
+        try:
+            listener.listen()  # two servers may have bound the port; only one can listen
+        except OSError as error:
+            raise _cannot_listen(settings.http_address, settings.http_port, error) from error
         engine = Engine(application, _limits(settings))
         await engine.listen(listener)
         logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)
@@ -92,6 +99,7 @@ async def serve(settings: Settings) -> bool:
         logger.info("stopping; %s connections open, %s requests in flight", len(engine.connections), requester.inflight)
         return await engine.drain(settings.exit_timeout_secs)
     finally:
+        listener.close()
         await requester.close()
 
 

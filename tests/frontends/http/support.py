@@ -1,0 +1,300 @@
+"""An HTTP frontend in a thread of this process: the real engine and application on real sockets, over a requester that
+runs its models in NumPy at once."""
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+import uvloop
+
+from conch.datatypes import to_config_type
+from conch.errors import ConchError
+from conch.messages import ModelEntry, ModelTable
+from conch.tensors import STORAGE_DTYPES
+from frontends.http.application import HttpApplication
+from frontends.http.engine import Engine, Limits
+from frontends.http.exchange import Application
+from frontends.inference import InferenceCall, InferenceResult, OutputTensor
+from frontends.models import ModelTableView, ReadyModel
+from frontends.validation import validate
+
+# libuv opens one pipe per process, with the first loop, and keeps it: before anybody looks for leaks
+uvloop.new_event_loop().close()
+
+MAX_INPUT_NBYTES = 1 << 20
+COPY_LIMIT_NBYTES = 64 * 1024
+ADDRESS = "127.0.0.1"
+
+
+def config(
+    name: str,
+    datatype: str,
+    dims: list[int],
+    *,
+    inputs: int = 1,
+    max_batch_size: int = 0,
+    output_datatype: str = "",
+    label_filename: str = "",
+    decoupled: bool = False,
+) -> dict[str, Any]:
+    """Inputs INPUT0 … and as many outputs OUTPUT0 …"""
+    return {
+        "name": name,
+        "backend": "python",
+        "max_batch_size": max_batch_size,
+        "input": [{"name": f"INPUT{i}", "data_type": to_config_type(datatype), "dims": dims} for i in range(inputs)],
+        "output": [
+            {
+                "name": f"OUTPUT{i}",
+                "data_type": to_config_type(output_datatype or datatype),
+                "dims": dims,
+                "label_filename": label_filename,
+            }
+            for i in range(inputs)
+        ],
+        "model_transaction_policy": {"decoupled": decoupled},
+    }
+
+
+LABELS = ("cat", "dog", "", "bird")
+MODELS = [
+    config("simple", "INT32", [16], inputs=2, max_batch_size=8),
+    *(config(f"echo_{datatype.lower()}", datatype, [-1]) for datatype in (*STORAGE_DTYPES, "BYTES")),
+    config("matrix", "FP32", [-1, -1]),
+    config("four", "FP32", [4], max_batch_size=4),
+    config("one_string", "BYTES", [1], max_batch_size=4),
+    config("scores", "FP32", [5], max_batch_size=8, label_filename="labels.txt"),
+    config("scores_int", "INT32", [-1], label_filename="labels.txt"),
+    config("stream", "INT32", [1], decoupled=True),
+    config("held", "INT32", [1]),
+    config("failing", "BYTES", [1]),
+    config("a b+c.d", "INT32", [1]),
+]
+
+
+def table(server: str = "ready", extra: tuple[ModelEntry, ...] = ()) -> ModelTable:
+    entries = []
+    for model in MODELS:
+        labels = {"OUTPUT0": LABELS} if model["output"][0]["label_filename"] else {}
+        text = msgspec.json.encode(model).decode()
+        entries.append(ModelEntry(model["name"], 1, "READY", "", True, text, labels))
+    return ModelTable(1, 1, server, (*entries, *extra))  # type: ignore[arg-type]
+
+
+class StubRequester:
+    """Answers like a requester: ``simple`` adds and subtracts, everything else echoes.
+
+    Answers over 64 KiB are borrowed: what they point to is overwritten the moment that they are released.
+    ``held`` waits until the test calls ``finish_held``; ``failing`` raises the error whose name is its input.
+    """
+
+    def __init__(self) -> None:
+        self.models = ModelTableView()
+        self.models.update(table())
+        self.held: list[tuple[asyncio.Future[InferenceResult], InferenceResult]] = []
+        self.cancelled = 0
+        self.borrowed = 0
+        self.released = 0
+        self.submitted: list[InferenceCall] = []
+        self.messages: list[Any] = []
+        self.answers: list[Any] = []
+        self.errors: dict[str, ConchError] = {}
+
+    def submit(self, model: ReadyModel, call: InferenceCall) -> "asyncio.Future[InferenceResult]":
+        validate(model, call)
+        self.submitted.append(call)
+        future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
+        if model.name == "failing":
+            future.set_exception(self.errors[bytes(call.inputs[0].data)[4:].decode()])
+            return future
+        result = self._result(model, call)
+        if model.name == "held":
+            self.held.append((future, result))
+            future.add_done_callback(self._count_cancelled)
+        else:
+            future.set_result(result)
+        return future
+
+    def finish_held(self) -> None:
+        held, self.held = self.held, []
+        for future, result in held:
+            if not future.done():
+                future.set_result(result)
+
+    def _count_cancelled(self, future: "asyncio.Future[InferenceResult]") -> None:
+        self.cancelled += future.cancelled()
+
+    def _result(self, model: ReadyModel, call: InferenceCall) -> InferenceResult:
+        outputs = []
+        if model.name == "simple":
+            by_name = {tensor.name: np.frombuffer(tensor.data, np.int32) for tensor in call.inputs}
+            shape = call.inputs[0].shape
+            sums = {"OUTPUT0": by_name["INPUT0"] + by_name["INPUT1"], "OUTPUT1": by_name["INPUT0"] - by_name["INPUT1"]}
+            for name, values in sums.items():
+                outputs.append((name, "INT32", shape, values.tobytes()))
+        else:
+            for tensor in call.inputs:
+                name = tensor.name.replace("INPUT", "OUTPUT")
+                outputs.append((name, tensor.datatype, tensor.shape, bytes(tensor.data)))
+        wanted = [output for output in outputs if not call.outputs or output[0] in call.outputs]
+        parameters = {key: value for key, value in call.parameters.items() if key.startswith("echo")}
+        if sum(len(output[3]) for output in wanted) <= COPY_LIMIT_NBYTES:
+            tensors = [OutputTensor(*output) for output in wanted]
+            return InferenceResult(model.name, model.version, call.client_id, parameters, tensors, None)
+        blocks = [bytearray(output[3]) for output in wanted]
+        tensors = [
+            OutputTensor(name, datatype, shape, memoryview(block).toreadonly())
+            for (name, datatype, shape, _), block in zip(wanted, blocks, strict=True)
+        ]
+        self.borrowed += 1
+
+        def give_back() -> None:
+            self.released += 1
+            for block in blocks:
+                block[:] = b"\xee" * len(block)
+
+        return InferenceResult(model.name, model.version, call.client_id, parameters, tensors, give_back)
+
+    async def call(self, message: Any) -> Any:
+        self.messages.append(message)
+        await asyncio.sleep(0)
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, ConchError):
+            raise answer
+        return answer
+
+
+class Frontend:
+    """``with Frontend() as frontend``: serves on ``frontend.port`` until the block ends."""
+
+    def __init__(self, limits: Limits | None = None, application: Application | None = None) -> None:
+        self.requester = StubRequester()
+        self.port = 0
+        self._limits = limits
+        self._application = application
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.engine: Engine
+        self.loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
+
+    def __enter__(self) -> "Frontend":
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        if kind is None:
+            assert self.requester.borrowed == self.requester.released
+            assert self.engine.buffered_nbytes == 0
+
+    def _run(self) -> None:
+        uvloop.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        application = self._application or HttpApplication(
+            self.requester, server_id="triton", strict_readiness=True, max_input_nbytes=MAX_INPUT_NBYTES
+        )
+        self.engine = Engine(application, self._limits)
+        listener = socket.socket()
+        listener.bind((ADDRESS, 0))
+        self.port = listener.getsockname()[1]
+        await self.engine.listen(listener)
+        self._ready.set()
+        await self._stop.wait()
+        await self.engine.close()
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        """Runs ``function`` in the loop's thread and returns what it returned."""
+        done = threading.Event()
+        result: list[Any] = []
+
+        def run() -> None:
+            try:
+                result.append(function())
+            finally:
+                done.set()
+
+        self.loop.call_soon_threadsafe(run)
+        assert done.wait(10)
+        return result[0]
+
+    # ------------------------------------------------------------------------------------------------------- clients
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((ADDRESS, self.port), timeout=10)
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own; header names in lower case."""
+        connection = http.client.HTTPConnection(ADDRESS, self.port, timeout=10)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def infer(self, model: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """JSON in, JSON out."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        status, _, text = self.request("POST", f"/v2/models/{model}/infer", data, headers)
+        return status, json.loads(text)
+
+
+def tensor(name: str, datatype: str, shape: list[int], data: Any) -> dict[str, Any]:
+    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
+
+
+def simple_request(**more: Any) -> dict[str, Any]:
+    numbers = list(range(16))
+    return {
+        "inputs": [tensor("INPUT0", "INT32", [1, 16], numbers), tensor("INPUT1", "INT32", [1, 16], [1] * 16)],
+        **more,
+    }
+
+
+def read_response(connection: socket.socket, buffered: bytearray | None = None) -> tuple[int, dict[str, str], bytes]:
+    """One response; what came after it stays in ``buffered``."""
+    received = bytearray() if buffered is None else buffered
+    while b"\r\n\r\n" not in received:
+        chunk = connection.recv(65536)
+        if not chunk:
+            raise EOFError(bytes(received))
+        received += chunk
+    head, _, rest = bytes(received).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
+    length = int(headers.get("content-length", "0"))
+    body = bytearray(rest)
+    while len(body) < length:
+        chunk = connection.recv(1 << 20)
+        if not chunk:
+            raise EOFError(head)
+        body += chunk
+    if buffered is not None:
+        buffered[:] = body[length:]
+    return int(lines[0].split()[1]), headers, bytes(body[:length])
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the server ended the connection."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True

@@ -75,6 +75,10 @@ class LeasedArena:
                 leases[number] = leases.pop(number)
         return freed
 
+    def take_back(self, lease: Lease) -> None:
+        """Ends a lease that never reached its consumer."""
+        self._end(lease.number)
+
     def forget(self, consumer: str) -> None:
         """Ends all leases of a consumer that is known to be dead: it reads nothing any more."""
         for number in [number for number, lease in self._leases.items() if lease[4] == consumer]:

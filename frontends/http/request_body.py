@@ -218,8 +218,8 @@ def _data(entry: dict[str, Any], name: str, datatype: str, shape: tuple[int, ...
         return b""
     if elements > _MAX_64:
         raise InvalidArgument(
-            f"invalid shape for input '{name}': shape [{','.join(map(str, shape))}] causes total element count to exceed "
-            f"maximum size of {_MAX_64}"
+            f"invalid shape for input '{name}': shape [{','.join(map(str, shape))}] causes total element count to "
+            f"exceed maximum size of {_MAX_64}"
         )
     data: list[Any] = member(entry, "data", list, NOT_ARRAY)
     item_nbytes = ITEM_SIZES.get(datatype, 0)

@@ -63,7 +63,7 @@ def config(
     }
 
 
-LABELS = ("cat", "dog", "", "bird")
+LABELS: tuple[str, ...] = ("cat", "dog", "", "bird")
 MODELS = [
     config("simple", "INT32", [16], inputs=2, max_batch_size=8),
     *(config(f"echo_{datatype.lower()}", datatype, [-1]) for datatype in (*STORAGE_DTYPES, "BYTES")),
@@ -82,7 +82,7 @@ MODELS = [
 def table(server: str = "ready", extra: tuple[ModelEntry, ...] = ()) -> ModelTable:
     entries = []
     for model in MODELS:
-        labels = {"OUTPUT0": LABELS} if model["output"][0]["label_filename"] else {}
+        labels: dict[str, tuple[str, ...]] = {"OUTPUT0": LABELS} if model["output"][0]["label_filename"] else {}
         text = msgspec.json.encode(model).decode()
         entries.append(ModelEntry(model["name"], 1, "READY", "", True, text, labels))
     return ModelTable(1, 1, server, (*entries, *extra))  # type: ignore[arg-type]

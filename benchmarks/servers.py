@@ -1,0 +1,108 @@
+"""The servers that are compared, each started for one run and stopped by itself."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.models import ROOT
+
+#: where the real Triton can be had from, if at all
+ORACLE = ROOT.parent / "shared" / "oracle" / "triton.sh"
+START_WITHIN_S = 60
+#: the oracle installs itself on its first call
+INSTALL_WITHIN_S = 600
+STOP_WITHIN_S = 30
+
+
+@dataclass(frozen=True)
+class Server:
+    """``address`` is host:port of its HTTP endpoint."""
+
+    name: str
+    address: str
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/v2/health/ready", timeout=1) as response:
+                ready: bool = response.status == 200
+                return ready
+        except OSError:
+            return False
+
+    def version(self) -> str:
+        with urllib.request.urlopen(f"http://{self.address}/v2", timeout=5) as response:
+            return str(json.loads(response.read())["version"])
+
+
+class DoesNotStart(Exception):
+    pass
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _running(server: Server, command: list[str], start_within_s: float) -> Iterator[Server]:
+    with tempfile.TemporaryFile() as log:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+        try:
+            deadline = time.monotonic() + start_within_s
+            while not server.ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise DoesNotStart(f"{server.name} does not start:\n{log.read().decode(errors='replace')[-4000:]}")
+                time.sleep(0.05)
+            yield server
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_WITHIN_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def conch(repositories: list[Path]) -> Iterator[Server]:
+    """Conch of this checkout, with this interpreter. Raises ``DoesNotStart``."""
+    port = free_port()
+    run_dir = Path(tempfile.mkdtemp(prefix="conch-bench-", dir="/tmp"))
+    command = [
+        *(sys.executable, "-P", "-m", "conch", "serve", f"--http-port={port}", "--allow-metrics=false"),
+        *(f"--run-dir={run_dir}", *(f"--model-repository={path}" for path in repositories)),
+    ]
+    try:
+        with _running(Server("Conch", f"127.0.0.1:{port}"), command, START_WITHIN_S) as server:
+            yield server
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def triton(repository: Path) -> Iterator[Server]:
+    """The real Triton by way of ``ORACLE``, listening on 127.0.0.1. Raises ``DoesNotStart``."""
+    port = free_port()
+    command = [
+        *("bash", str(ORACLE), str(repository), f"--http-port={port}", "--http-address=127.0.0.1"),
+        *("--allow-grpc=false", "--allow-metrics=false"),
+    ]
+    with _running(Server("Triton", f"127.0.0.1:{port}"), command, INSTALL_WITHIN_S) as server:
+        yield server

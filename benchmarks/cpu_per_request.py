@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it can be run as a file
@@ -18,7 +19,7 @@ from benchmarks import models, servers
 from benchmarks.load import Measurement, ask_once, measure
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-REQUESTS = {
+REQUESTS: dict[str, Callable[[], models.HttpRequest]] = {
     "json": models.add_sub_json,
     "binary": models.add_sub_binary,
     "identity": lambda: models.identity(1 << 20),

@@ -60,7 +60,7 @@ class Server:
 
     def command(self) -> list[str]:
         return [
-            *(sys.executable, "-m", "conch.cli.main", "serve"),
+            *(sys.executable, "-m", "conch", "serve"),
             *(f"--model-repository={path}" for path in self.repositories),
             *(f"--http-port={self.http_port}", f"--metrics-port={free_port()}", f"--run-dir={self.run_dir}"),
             *self.flags,
@@ -140,7 +140,7 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """What ``conch status --json`` prints."""
-        command = [sys.executable, "-m", "conch.cli.main", "status", f"--run-dir={self.run_dir}", "--json"]
+        command = [sys.executable, "-m", "conch", "status", f"--run-dir={self.run_dir}", "--json"]
         variables = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=20)
         assert done.stdout, done.stderr

@@ -1,0 +1,49 @@
+"""The benchmarks' load generators against a real server: right answers are counted, wrong ones are not taken for right."""
+
+from dataclasses import replace
+
+import pytest
+import uvloop
+
+from benchmarks import load, models
+from benchmarks.compare import Case, header, row
+from tests.scenarios.harness import Server
+
+GENERATORS = [
+    pytest.param(
+        load._measure_with_wrk, marks=pytest.mark.skipif(not load.wrk_installed(), reason="needs wrk"), id="wrk"
+    ),
+    pytest.param(lambda *arguments: uvloop.run(load._measure_with_asyncio(*arguments)), id="asyncio"),
+]
+
+
+@pytest.mark.parametrize("request_of", [models.add_sub_json, models.add_sub_binary])
+def test_ask_once(server: Server, request_of: object) -> None:
+    assert callable(request_of)
+    request = request_of()
+    load.ask_once(server.url, request)
+    with pytest.raises(load.LoadFailed):
+        load.ask_once(server.url, replace(request, expected=b"something else"))
+
+
+@pytest.mark.parametrize("measure", GENERATORS)
+def test_measure(server: Server, measure: object) -> None:
+    assert callable(measure)
+    result = measure(server.url, models.add_sub_json(), 2, 1)
+    assert result.requests_per_s > 10
+    assert 0 < result.p50_s <= result.p99_s < 1
+    with pytest.raises(load.LoadFailed):
+        measure(server.url, replace(models.add_sub_json(), path="/v2/models/nope/infer"), 2, 1)
+
+
+def test_table() -> None:
+    case = Case("name", models.add_sub_json(), clients=1, unit=8)
+    found = {
+        "Conch": [load.Measurement(100 + i, 0.002, 0.003) for i in (0, 50, 100)],
+        "Triton": [load.Measurement(100, 0.001, 0.2)],
+    }
+    assert row(case, found, "Triton") == (
+        "| name | 1,200 | 800 | **1.50** | 2.00 ms | 1.00 ms | 2.00 | 3.00 ms | 200 ms |"
+    )
+    assert row(case, {"Conch": found["Conch"]}, "Triton").count("–") == 5
+    assert header("Triton").count("|") == 20

@@ -1,4 +1,4 @@
-"""The benchmarks' load generators against a real server: right answers are counted, wrong ones are not taken for right."""
+"""The benchmarks' load generators against a real server: only right answers count."""
 
 from dataclasses import replace
 

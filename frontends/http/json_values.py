@@ -24,7 +24,7 @@ NOT_ARRAY: Final = "attempt to access JSON non-array as array"
 #: a string, or what may be one up to the end of the text; possessive and never failing, so that it takes linear time
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_MAX_UNSIGNED: Final = 2**64 - 1
+MAX_UNSIGNED: Final = 2**64 - 1
 _MIN_SIGNED: Final = -(2**63)
 #: the standard library's words for a syntax error -> Triton's (which are rapidjson's)
 _WORDS: Final = {
@@ -108,7 +108,7 @@ def _int(text: str) -> int | float:
         raise OverflowError
     if len(text) <= 20:
         exact = int(text)
-        if _MIN_SIGNED <= exact <= _MAX_UNSIGNED:
+        if _MIN_SIGNED <= exact <= MAX_UNSIGNED:
             return exact
     return value
 
@@ -133,7 +133,7 @@ def member(container: Any, name: str, kind: type, wrong: str) -> Any:
 
 def is_unsigned(value: Any) -> bool:
     """A JSON integer that fits 64 unsigned bits. ``True`` and ``1.0`` are none."""
-    return type(value) is int and 0 <= value <= _MAX_UNSIGNED
+    return type(value) is int and 0 <= value <= MAX_UNSIGNED
 
 
 def unsigned(value: Any, what: str) -> int:

@@ -7,6 +7,7 @@ from conch.datatypes import BYTES_PREFIX_NBYTES, ITEM_SIZES
 from conch.errors import InvalidArgument, MalformedJson, NotFound, TooLarge
 from conch.messages import Parameter, Sequence
 from frontends.http.json_values import (
+    MAX_UNSIGNED,
     NOT_ARRAY,
     NOT_STRING,
     NOT_UNSIGNED,
@@ -174,15 +175,15 @@ def _take_input(
             region = parameters.get("shared_memory_region", _ABSENT)
     if (data is not _ABSENT) + (binary is not _ABSENT) + (region is not _ABSENT) != 1:
         raise _wrong_sources(data is not _ABSENT, binary is not _ABSENT, region is not _ABSENT)
-    name: str = member(entry, "name", str, NOT_STRING)
-    datatype: str = member(entry, "datatype", str, NOT_STRING)
-    dims: list[Any] = member(entry, "shape", list, NOT_ARRAY)
+    name, datatype, dims = entry.get("name"), entry.get("datatype"), entry.get("shape")
+    if type(name) is not str or type(datatype) is not str or type(dims) is not list:
+        raise _wrong_member(entry)
     for dim in dims:
-        if not is_unsigned(dim):
+        if type(dim) is not int or not 0 <= dim <= MAX_UNSIGNED:
             raise MalformedJson(f"Unable to parse 'shape': {NOT_UNSIGNED}")
     shape: tuple[int, ...] = tuple(dims)
     if data is not _ABSENT:
-        call.inputs.append(TensorInput(name, datatype, shape, _data(entry, name, datatype, shape, max_input_nbytes)))
+        call.inputs.append(TensorInput(name, datatype, shape, _data(data, name, datatype, shape, max_input_nbytes)))
         return offset
     if region is not _ABSENT:
         if type(region) is not str:
@@ -195,6 +196,15 @@ def _take_input(
         )
     call.inputs.append(TensorInput(name, datatype, shape, blobs[offset:end]))
     return end
+
+
+def _wrong_member(entry: dict[str, Any]) -> MalformedJson:
+    for name, kind, wrong in (("name", str, NOT_STRING), ("datatype", str, NOT_STRING), ("shape", list, NOT_ARRAY)):
+        try:
+            member(entry, name, kind, wrong)
+        except MalformedJson as error:
+            return error
+    raise AssertionError("nothing is wrong with these members")
 
 
 def _wrong_sources(data: bool, binary: bool, region: bool) -> InvalidArgument:
@@ -212,7 +222,7 @@ def _wrong_sources(data: bool, binary: bool, region: bool) -> InvalidArgument:
     return InvalidArgument(f"{text} set {' '.join(repr(name) for name in found)}")
 
 
-def _data(entry: dict[str, Any], name: str, datatype: str, shape: tuple[int, ...], max_input_nbytes: int) -> bytes:
+def _data(data: Any, name: str, datatype: str, shape: tuple[int, ...], max_input_nbytes: int) -> bytes:
     elements = math.prod(shape)
     if elements == 0:
         return b""
@@ -221,7 +231,8 @@ def _data(entry: dict[str, Any], name: str, datatype: str, shape: tuple[int, ...
             f"invalid shape for input '{name}': shape [{','.join(map(str, shape))}] causes total element count to "
             f"exceed maximum size of {_MAX_64}"
         )
-    data: list[Any] = member(entry, "data", list, NOT_ARRAY)
+    if type(data) is not list:
+        raise MalformedJson(f"Unable to parse 'data': {NOT_ARRAY}")
     item_nbytes = ITEM_SIZES.get(datatype, 0)
     nbytes = elements * item_nbytes
     if nbytes > _MAX_64:

@@ -4,12 +4,14 @@ import math
 import struct
 import sys
 from array import array
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
+from conch.datatypes import ITEM_SIZES
 from conch.errors import Internal, InvalidArgument, MalformedJson
 from conch.tensors import STORAGE_DTYPES, BadBytes, pack, unpack
 from frontends.http.json_values import NOT_BOOLEAN, NOT_NUMBER, NOT_SIGNED, NOT_STRING, NOT_UNSIGNED
@@ -36,9 +38,10 @@ _BOOL: Final = {bool}
 _STR: Final = {str}
 _LIST: Final = {list}
 _WRONG: Final = {"BOOL": NOT_BOOLEAN, "FP32": NOT_NUMBER, "FP64": NOT_NUMBER}
-#: small tensors are packed by a ready-made Struct
+#: tensors up to this size are packed and unpacked by a ready-made Struct
 _STRUCT_ELEMENTS: Final = 256
-_structs: dict[tuple[str, int], struct.Struct] = {}
+_packers: dict[tuple[str, int], Callable[..., bytes]] = {}
+_unpackers: dict[tuple[str, int], struct.Struct] = {}
 _SIGNED_64: Final = range(-(2**63), 2**63)
 
 
@@ -49,6 +52,14 @@ def to_wire(name: str, datatype: str, data: list[Any], elements: int) -> bytes:
     words; unlike Triton, which cuts off high bits, an integer that the datatype cannot hold is refused.
     """
     kinds = set(map(type, data))
+    if kinds == _INT and len(data) == elements <= _STRUCT_ELEMENTS:
+        # by far the most frequent; also checks the range
+        packer = _packers.get((datatype, elements)) or _packer(datatype, elements)
+        if packer is not None:
+            try:
+                return packer(*data)
+            except struct.error:
+                pass
     while list in kinds:
         if kinds == _LIST:
             data = list(chain.from_iterable(data))
@@ -82,11 +93,13 @@ def to_wire(name: str, datatype: str, data: list[Any], elements: int) -> bytes:
     raise MalformedJson(f"Unable to parse 'data': {_WRONG.get(datatype) or _not_an_integer(datatype)}")
 
 
-def _struct(code: str, count: int) -> struct.Struct:
-    found = _structs.get((code, count))
-    if found is None:
-        found = _structs[code, count] = struct.Struct(f"<{count}{code}")
-    return found
+def _packer(datatype: str, elements: int) -> Callable[..., bytes] | None:
+    """Packs that many integers, or None for a datatype that is not of integers."""
+    code = _CODES.get(datatype, "?")
+    if code in "?fd":
+        return None
+    packer = _packers[datatype, elements] = struct.Struct(f"<{elements}{code}").pack
+    return packer
 
 
 def _pack_floats(code: str, data: list[float]) -> bytes:
@@ -96,10 +109,8 @@ def _pack_floats(code: str, data: list[float]) -> bytes:
 
 def _pack_integers(name: str, datatype: str, code: str, data: list[int]) -> bytes:
     try:
-        if len(data) <= _STRUCT_ELEMENTS:
-            return _struct(code, len(data)).pack(*data)
         return array(code, data).tobytes()
-    except (struct.error, OverflowError):
+    except OverflowError:
         unsigned = datatype[0] == "U"
         if any((value < 0 if unsigned else value not in _SIGNED_64) for value in data):
             raise MalformedJson(f"Unable to parse 'data': {_not_an_integer(datatype)}") from None
@@ -115,25 +126,37 @@ def _not_an_integer(datatype: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def from_wire(name: str, datatype: str, data: bytes | memoryview, elements: int) -> list[Any]:
+def from_wire(name: str, datatype: str, data: bytes | memoryview, elements: int) -> Sequence[Any]:
     """Wire bytes as a flat list for JSON: bool, int, float (FP32 as the double that equals it) or str.
 
     Raises ``InvalidArgument`` for what JSON cannot hold, and ``Internal`` when the model gave an output whose size does
     not fit its shape.
     """
+    if elements <= _STRUCT_ELEMENTS:
+        unpacker = _unpackers.get((datatype, elements)) or _unpacker(datatype, elements)
+        if unpacker is not None:
+            if len(data) != unpacker.size:
+                raise _wrong_size(name)
+            return unpacker.unpack(data)
     if datatype == "BYTES":
         return _texts(name, data, elements)
-    code = _CODES.get(datatype)
-    if code is None:
+    if datatype not in _CODES:
         raise InvalidArgument(
             f"sending {datatype} data via JSON is not supported. Please use the binary data format for output {name}"
         )
-    if len(data) != elements * struct.calcsize(code):
+    if len(data) != elements * ITEM_SIZES[datatype]:
         raise _wrong_size(name)
-    if elements <= _STRUCT_ELEMENTS:
-        return list(_struct(code, elements).unpack(data))
     values: list[Any] = np.frombuffer(data, STORAGE_DTYPES[datatype]).tolist()
     return values
+
+
+def _unpacker(datatype: str, elements: int) -> struct.Struct | None:
+    """Unpacks that many, or None for a datatype that JSON numbers and booleans cannot hold."""
+    code = _CODES.get(datatype)
+    if code is None:
+        return None
+    unpacker = _unpackers[datatype, elements] = struct.Struct(f"<{elements}{code}")
+    return unpacker
 
 
 def _texts(name: str, data: bytes | memoryview, elements: int) -> list[str]:
@@ -156,7 +179,7 @@ def _wrong_size(name: str) -> Internal:
     return Internal(f"Failed to write 'data' field: output tensor shape does not match size of output for '{name}'")
 
 
-def dumps(values: list[Any]) -> bytes:
+def dumps(values: Sequence[Any]) -> bytes:
     """A flat list as compact JSON with Triton's ``NaN``, ``Infinity`` and ``-Infinity``."""
     encoded = orjson.dumps(values)
     if b"null" not in encoded or not values or type(values[0]) is not float:

@@ -51,7 +51,8 @@ class InferenceResult:
 
     ``release`` gives the worker its memory back. It is idempotent, and must be called exactly when nobody reads
     ``outputs[...].data`` any more: when the transport's buffer is empty, not when ``write`` returned. ``borrowed`` is
-    False when everything was copied (small answers): then nothing has to be waited for.
+    False when everything was copied (small answers): then nothing has to be waited for. A result that is dropped is
+    released: the one that arrives in the moment in which its caller is cancelled reaches nobody.
     """
 
     __slots__ = ("_give_back", "client_id", "model_name", "model_version", "outputs", "parameters")
@@ -82,3 +83,6 @@ class InferenceResult:
             self._give_back = None
             self.outputs = []
             give_back()
+
+    def __del__(self) -> None:
+        self.release()

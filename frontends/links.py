@@ -145,7 +145,8 @@ class Links:
             return False
         except (BadMessage, BadReference) as error:
             # what the worker has not answered comes back to us as lost
-            logger.error("worker %s broke the protocol, its connection is closed: %s", link.worker or "unknown", error)
+            worker = link.worker or "unknown"
+            logger.error("worker %s broke the protocol, its connection is closed: %s", worker, str(error))
             self._close(link)
             return False
         return True

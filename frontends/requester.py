@@ -109,8 +109,9 @@ class Requester:
         self._links = Links(self._on_response, self._segments)
         self._arena.on_segment_added = self._links.announce
         self._arena.on_segment_retired = self._links.retire
-        self._growing: set[asyncio.Task[None]] = set()
+        self._growing: dict[asyncio.Task[None], Future] = {}
         self._look_again = False
+        self._closing = False
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -126,6 +127,7 @@ class Requester:
         self._growth_lock = asyncio.Lock()
         self._links.open(self._run_dir.requester_socket(self.id))
         await self._loop.run_in_executor(None, self._arena.grow, 1)
+        self._arena.free(self._arena.allocate(1))  # takes the new segment over
         self._context = zmq.Context()
         self._dealer = DealerChannel(self._context, self._run_dir.broker_socket, self.id.encode(), ToRequester)
         self._loop.add_reader(self._dealer.fileno(), self._on_broker)
@@ -135,12 +137,14 @@ class Requester:
 
     async def close(self) -> None:
         """Answers everything pending with ``NotReady``, then closes sockets, links and the arena. Idempotent."""
-        if self._context is None:
+        if self._context is None or self._closing:
             return
-        for task in list(self._growing):
-            task.cancel()
-        await asyncio.gather(*self._growing, return_exceptions=True)
+        self._closing = True
         self._carry_out(self._pending.close())
+        for future in self._growing.values():
+            if not future.done():
+                future.set_exception(from_fault(CLOSING))
+        await asyncio.gather(*self._growing)
         self._fail_calls(self._calls.close())
         if self._timer is not None:
             self._timer.cancel()
@@ -186,8 +190,8 @@ class Requester:
             if self.inflight >= self._max_inflight:
                 raise Overloaded("too many requests in flight; try again")
             task = self._loop.create_task(self._grow(model, call, checked, nbytes or _ALIGNMENT_NBYTES, future))
-            self._growing.add(task)
-            task.add_done_callback(self._growing.discard)
+            self._growing[task] = future
+            task.add_done_callback(self._growing.pop)
         return future
 
     @overload
@@ -269,10 +273,6 @@ class Requester:
             logger.warning("%s", error)
             if not future.done():
                 future.set_exception(Overloaded("the server's memory for inputs is full; try again"))
-        except asyncio.CancelledError:
-            if not future.done():
-                future.set_exception(from_fault(CLOSING))
-            raise
 
     def _cancelled(self, id: int) -> None:
         self._carry_out(self._pending.abandon(id))
@@ -311,7 +311,7 @@ class Requester:
         try:
             result = _result(entry.request, response, mappings)
         except BadReference as error:
-            logger.error("model '%s' answered with memory that it does not have: %s", entry.request.model, error)
+            logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
             if response.lease is not None:
                 mappings.give_back(response.lease)
             _set_exception(asked, Internal(f"model '{entry.request.model}' gave an unusable answer"))

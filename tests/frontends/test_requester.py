@@ -1,0 +1,549 @@
+"""The requester with real sockets and real shared memory, against a broker and workers that do what a test says."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from conch.channels.seqpacket import connect
+from conch.errors import Cancelled, Internal, InvalidArgument, ModelError, NotReady, Overloaded, WorkerDied
+from conch.messages import (
+    Answer,
+    AskStatistics,
+    Block,
+    Duration,
+    Fault,
+    LoadModel,
+    Lost,
+    ModelStatistics,
+    Rejected,
+    Response,
+    Responses,
+    Retired,
+    SegmentAdded,
+    TensorDescription,
+    UnloadModel,
+    Unwelcome,
+)
+from conch.run_dir import RunDir
+from frontends.inference import InferenceCall, InferenceResult, TensorInput
+from frontends.requester import COPY_LIMIT_NBYTES, Requester
+from shm.arena import IDLE_S
+from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
+from tests.frontends.samples import entry, int32, simple_call, table
+
+CAUSE = Fault("WorkerDied", "the worker died of signal 9")
+DATA0 = struct.pack("<16i", *range(16))
+DATA1 = struct.pack("<16i", *range(100, 116))
+
+
+class Setup:
+    def __init__(self, path: Path, requester: Requester, broker: FakeBroker) -> None:
+        self.path = path
+        self.requester = requester
+        self.broker = broker
+        self.workers: list[FakeWorker] = []
+
+    def worker(self, name: str = "") -> FakeWorker:
+        worker = FakeWorker(self.path, self.requester.id, name)
+        self.workers.append(worker)
+        return worker
+
+    def submit(self, call: InferenceCall | None = None, model: str = "simple") -> "asyncio.Future[InferenceResult]":
+        return self.requester.submit(self.requester.models.lookup(model), call or simple_call())
+
+
+@asynccontextmanager
+async def setup(path: Path, **options: Any) -> AsyncIterator[Setup]:
+    RunDir(path).create()
+    requester = Requester(RunDir(path), **options)
+    await requester.start()
+    made = Setup(path, requester, FakeBroker(path))
+    try:
+        await eventually(lambda: requester.models.known)
+        yield made
+    finally:
+        await requester.close()
+        made.broker.close()
+        for worker in made.workers:
+            worker.close()
+    assert requester.inflight == 0
+
+
+def call(nbytes: int = 64) -> InferenceCall:
+    """Two inputs; big ones have data that tells them apart."""
+    first, second = (DATA0, DATA1) if nbytes == 64 else (b"\x01" * nbytes, b"\x02" * nbytes)
+    return InferenceCall(
+        [
+            TensorInput("INPUT0", "INT32", (nbytes // 64, 16), first),
+            TensorInput("INPUT1", "INT32", (nbytes // 64, 16), second),
+        ]
+    )
+
+
+def data_of(result: InferenceResult) -> dict[str, bytes]:
+    return {output.name: bytes(output.data) for output in result.outputs}
+
+
+class TestAnswers:
+    @on_uvloop
+    async def test_small_answer_is_copied(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            request_call = call()
+            request_call.client_id = "mine"
+            request_call.parameters = {"a": 1, "b": "x", "c": True, "d": 1.5}
+            request_call.outputs = ("OUTPUT0", "OUTPUT1")
+            request_call.priority = 3
+            request_call.timeout_us = 77
+            future = s.submit(request_call)
+            request = await s.broker.request()
+            assert (request.id, request.attempt, request.model, request.version) == (1, 1, "simple", 1)
+            assert (request.batch_size, request.shape_key, request.outputs) == (1, "", ("OUTPUT0", "OUTPUT1"))
+            assert (request.client_id, request.parameters) == ("mine", {"a": 1, "b": "x", "c": True, "d": 1.5})
+            assert (request.priority, request.timeout_us) == (3, 77)
+            worker = s.worker()
+            await worker.answer(request, parameters={"took": 5})
+            result = await future
+            assert (result.model_name, result.model_version, result.client_id) == ("simple", 1, "mine")
+            assert result.parameters == {"took": 5}
+            assert [output[:3] for output in result.outputs] == [
+                ("OUTPUT0", "INT32", (1, 16)),
+                ("OUTPUT1", "INT32", (1, 16)),
+            ]
+            assert data_of(result) == {"OUTPUT0": DATA0, "OUTPUT1": DATA1}
+            assert not result.borrowed
+            assert worker.outstanding() == 0
+            assert s.requester.inflight == 0
+
+    @on_uvloop
+    async def test_large_answer_is_lent_until_it_is_released(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            s.broker.table = table(entry(max_batch_size=100_000), revision=2)
+            s.broker.send(s.broker.table)
+            await eventually(lambda: s.requester.models.lookup("simple").max_batch_size == 100_000)
+            worker = s.worker()
+            future = s.submit(call(COPY_LIMIT_NBYTES))
+            await worker.answer(await s.broker.request())
+            result = await future
+            assert result.borrowed
+            assert data_of(result)["OUTPUT1"] == b"\x02" * COPY_LIMIT_NBYTES
+            assert worker.outstanding() == 1
+            result.release()
+            result.release()
+            assert worker.outstanding() == 0
+
+    @on_uvloop
+    async def test_lent_answer_that_nobody_takes_is_released(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            s.broker.send(table(entry(max_batch_size=100_000), revision=2))
+            await eventually(lambda: s.requester.models.lookup("simple").max_batch_size == 100_000)
+            worker = s.worker()
+
+            async def caller() -> None:
+                await s.submit(call(COPY_LIMIT_NBYTES))
+
+            task = asyncio.create_task(caller())
+            request = await s.broker.request()
+            answered = s.requester._pending.response
+
+            def answer_and_cancel(response: Response) -> Any:
+                asyncio.get_running_loop().call_soon(task.cancel)
+                return answered(response)
+
+            s.requester._pending.response = answer_and_cancel  # type: ignore[method-assign]
+            await worker.answer(request)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await eventually(lambda: worker.outstanding() == 0)
+
+    @on_uvloop
+    async def test_many_at_once_through_several_workers(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            workers = [s.worker() for _ in range(3)]
+            calls = []
+            for i in range(300):
+                data = struct.pack("<16i", *[i] * 16)
+                calls.append(InferenceCall([TensorInput("INPUT0", "INT32", (1, 16), data), int32("INPUT1", 1, 16)]))
+            futures = [s.submit(c) for c in calls]
+            requests = [await s.broker.request() for _ in calls]
+            for i in range(0, 300, 10):
+                await workers[i % 3].answer(*requests[i : i + 10])
+            results = await asyncio.gather(*futures)
+            for i, result in enumerate(results):
+                assert data_of(result)["OUTPUT0"] == struct.pack("<16i", *[i] * 16)
+            assert sum(worker.outstanding() for worker in workers) == 0
+
+    @on_uvloop
+    async def test_errors(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            worker = s.worker()
+            future = s.submit()
+            worker.fail(await s.broker.request(), Fault("ModelError", "it raised"))
+            with pytest.raises(ModelError, match="it raised"):
+                await future
+            future = s.submit()
+            request = await s.broker.request()
+            s.broker.send(Rejected(request.id, 1, Fault("Overloaded", "Exceeds maximum queue size")))
+            with pytest.raises(Overloaded):
+                await future
+            with pytest.raises(InvalidArgument):
+                s.submit(InferenceCall([]))
+            assert s.requester.inflight == 0
+
+    @on_uvloop
+    async def test_parameters_that_no_message_can_hold(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            with pytest.raises(InvalidArgument, match="cannot be passed on"):
+                await s.submit(simple_call(parameters={"a": 2**70}))
+            assert s.requester.inflight == 0
+
+    @pytest.mark.parametrize("segment", ["unknown", "past its end"])
+    @on_uvloop
+    async def test_reference_to_memory_that_is_not_there(self, run_dir: Path, segment: str) -> None:
+        async with setup(run_dir) as s:
+            worker = s.worker()
+            future = s.submit()
+            request = await s.broker.request()
+            await worker.inputs_of(request)
+            good = worker.echo(request)
+            block = good.outputs[0].reference
+            assert isinstance(block, Block)
+            bad = Block(5 if segment == "unknown" else block.segment, block.offset, 1 << 30)
+            outputs = (TensorDescription("OUTPUT0", "INT32", (1, 16), bad),)
+            worker.send(Responses((Response(request.id, 1, 0, True, outputs, good.lease),)))
+            with pytest.raises(Internal, match="unusable answer"):
+                await future
+            assert worker.outstanding() == 0
+
+
+class TestMemory:
+    @on_uvloop
+    async def test_arena_grows_off_the_loop_and_announces_its_segments_first(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            s.broker.send(table(entry(max_batch_size=1_000_000), revision=2))
+            await eventually(lambda: s.requester.models.lookup("simple").max_batch_size == 1_000_000)
+            worker = s.worker()
+            await eventually(lambda: len(s.requester._links) == 1)
+            futures = [s.submit(call(1 << 20)) for _ in range(4)]
+            small = s.submit()
+            for _ in range(5):
+                request = await s.broker.request()
+                assert set(await worker.inputs_of(request)) == {"INPUT0", "INPUT1"}
+                await worker.answer(request)
+            for future in (*futures, small):
+                (await future).release()
+
+    @on_uvloop
+    async def test_full_arena_refuses_and_nothing_dies(self, run_dir: Path) -> None:
+        async with setup(run_dir, arena_cap_nbytes=3 << 20) as s:
+            s.broker.send(table(entry(max_batch_size=1_000_000), revision=2))
+            await eventually(lambda: s.requester.models.lookup("simple").max_batch_size == 1_000_000)
+            with pytest.raises(Overloaded, match="memory for inputs is full"):
+                await s.submit(call(2 << 20))
+            future = s.submit()
+            await s.worker().answer(await s.broker.request())
+            await future
+
+    @on_uvloop
+    async def test_cancelled_while_the_arena_grows(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            s.broker.send(table(entry(max_batch_size=1_000_000), revision=2))
+            await eventually(lambda: s.requester.models.lookup("simple").max_batch_size == 1_000_000)
+            future = s.submit(call(8 << 20))
+            assert s.requester.inflight == 1
+            future.cancel()
+            await eventually(lambda: s.requester.inflight == 0)
+            assert s.broker.has_nothing()
+
+    @on_uvloop
+    async def test_closed_while_the_arena_grows(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            s.broker.send(table(entry(max_batch_size=1_000_000), revision=2))
+            await eventually(lambda: s.requester.models.lookup("simple").max_batch_size == 1_000_000)
+            future = s.submit(call(8 << 20))
+            await asyncio.sleep(0)
+            await s.requester.close()
+            with pytest.raises(NotReady):
+                await future
+
+    @on_uvloop
+    async def test_idle_segments_are_retired(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            worker = s.worker()
+            await eventually(lambda: len(s.requester._links) == 1)
+            worker.read_segments()
+            (segment,) = s.requester._arena.segments
+            s.requester._arena.retire_idle(0.0)
+            s.requester._arena.retire_idle(IDLE_S)
+            worker.read_segments()
+            assert worker.retired == [segment.number]
+
+    @on_uvloop
+    async def test_worker_that_does_not_read_gets_all_announcements_later(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            worker = s.worker()
+            await eventually(lambda: len(s.requester._links) == 1)
+            (segment,) = s.requester._arena.segments
+            for _ in range(2000):
+                s.requester._links.retire(7)
+            s.requester._links.announce(segment)
+
+            def all_read() -> bool:
+                worker.read_segments()
+                return len(worker.retired) == 2000
+
+            await eventually(all_read)
+            assert segment.number in worker.inputs
+
+
+class TestGoingAway:
+    @on_uvloop
+    async def test_cancelled_request_keeps_its_inputs_until_retired(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            task = asyncio.create_task(_awaited(s.submit()))
+            request = await s.broker.request()
+            task.cancel()
+            cancel = await s.broker.cancel()
+            assert (cancel.requester, cancel.id) == (s.requester.id, request.id)
+            assert s.requester.inflight == 1
+            s.broker.send(Retired((request.id,)))
+            await eventually(lambda: s.requester.inflight == 0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    @on_uvloop
+    async def test_late_answer_is_given_back(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            worker = s.worker()
+            future = s.submit()
+            request = await s.broker.request()
+            future.cancel()
+            await s.broker.cancel()
+            await worker.answer(request)
+            await worker.answer(request)
+            await eventually(lambda: worker.outstanding() == 0)
+            assert s.requester.inflight == 0
+
+    @on_uvloop
+    async def test_close_answers_what_waits(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            future = s.submit()
+            calling = asyncio.create_task(s.requester.call(AskStatistics(0)))
+            await s.broker.request()
+            await s.requester.close()
+            for waiting in (future, calling):
+                with pytest.raises(NotReady, match="Server exiting"):
+                    await waiting
+            with pytest.raises(NotReady):
+                s.submit()
+
+    @on_uvloop
+    async def test_deadline(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            with pytest.raises(Cancelled):
+                await s.submit(simple_call(deadline=0.0))
+            request = await s.broker.request()
+            assert (await s.broker.cancel()).id == request.id
+
+    @on_uvloop
+    async def test_too_many(self, run_dir: Path) -> None:
+        async with setup(run_dir, max_inflight=2) as s:
+            futures = [s.submit() for _ in range(2)]
+            with pytest.raises(Overloaded):
+                s.submit()
+            worker = s.worker()
+            await worker.answer(*[await s.broker.request() for _ in futures])
+            await asyncio.gather(*futures)
+            s.submit().cancel()
+
+
+async def _awaited(future: "asyncio.Future[InferenceResult]") -> InferenceResult:
+    return await future
+
+
+class TestDeaths:
+    @on_uvloop
+    async def test_of_a_worker_is_retried_once(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            future = s.submit()
+            request = await s.broker.request()
+            s.broker.send(Lost("w1", (request.id,), False, CAUSE, (1,)))
+            again = await s.broker.request()
+            assert (again.id, again.attempt, again.inputs) == (request.id, 2, request.inputs)
+            worker = s.worker()
+            await worker.answer(request)  # the dead one's, late
+            await worker.answer(again)
+            assert data_of(await future)["OUTPUT0"] == bytes(64)
+            assert worker.outstanding() == 0
+
+    @on_uvloop
+    async def test_twice_alone_convicts(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            future = s.submit()
+            request = await s.broker.request()
+            s.broker.send(Lost("w1", (request.id,), True, CAUSE, (1,)))
+            await s.broker.request()
+            s.broker.send(Lost("w2", (request.id,), True, CAUSE, (2,)))
+            with pytest.raises(WorkerDied, match="signal 9"):
+                await future
+
+    @on_uvloop
+    async def test_of_a_worker_that_must_not_repeat(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            future = s.submit(model="fussy")
+            request = await s.broker.request()
+            s.broker.send(Lost("w1", (request.id,), False, CAUSE, (1,)))
+            with pytest.raises(WorkerDied):
+                await future
+
+    @pytest.mark.parametrize("named", [True, False], ids=["dead worker", "restarted broker"])
+    @on_uvloop
+    async def test_what_the_dead_had_sent_is_read_first(self, run_dir: Path, named: bool) -> None:
+        """The worker connected, answered and died, with our announcements unread, before we looked at anything."""
+        async with setup(run_dir) as s:
+            futures = [s.submit() for _ in range(3)]
+            requests = [await s.broker.request() for _ in futures]
+            lost = Lost("w1" if named else "", tuple(request.id for request in requests), False, CAUSE, (1, 1, 1))
+            helper = s.worker()  # it alone reads our segments; w1 writes the answers without looking
+            for request in requests:
+                await helper.inputs_of(request)
+            answers = [helper.echo(request) for request in requests[:2]]
+            # from here on the loop does not run until all of it has happened
+            dead = s.worker("w1")
+            for segment in helper.memory.segments:
+                dead.send(SegmentAdded(segment.number, segment.nbytes, segment.lease_page), segment.descriptor)
+            dead.send(Responses((answers[0],)))
+            dead.send(Responses((answers[1],)))
+            s.requester._links._accept()  # announces our segments, which are never read
+            dead.disconnect()
+            s.requester._from_broker(lost)
+            assert [future.done() for future in futures] == [True, True, False]
+            assert all([data_of(await future)["OUTPUT0"] == bytes(64) for future in futures[:2]])
+            again = await s.broker.request()
+            assert (again.id, again.attempt) == (requests[2].id, 2 if named else 1)
+            await helper.answer(again)
+            await futures[2]
+
+    @on_uvloop
+    async def test_connection_with_nonsense_is_closed_and_the_rest_lives_on(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            good, bad = s.worker(), s.worker()
+            await eventually(lambda: len(s.requester._links) == 2)
+            bad.channel._connection.send(b"\xc1 not MessagePack")
+            await eventually(lambda: len(s.requester._links) == 1)
+            future = s.submit()
+            await good.answer(await s.broker.request())
+            await future
+
+    @pytest.mark.parametrize("first", [Responses(()), SegmentAdded(1, 4096), SegmentAdded(1, 4096, True)])
+    @on_uvloop
+    async def test_connection_without_a_name_is_closed(self, run_dir: Path, first: Any) -> None:
+        async with setup(run_dir) as s:
+            nameless = connect(RunDir(run_dir).requester_socket(s.requester.id))
+            nameless.send(msgspec.msgpack.encode(first))
+            with nameless:
+                try:
+                    while await asyncio.get_running_loop().sock_recv(nameless, 1000):
+                        pass
+                except ConnectionResetError:
+                    pass
+            assert len(s.requester._links) == 0
+
+
+class TestBrokerRestarts:
+    @on_uvloop
+    async def test_requests_are_held_and_awaited_ones_listed(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            running = s.submit()
+            running_request = await s.broker.request()
+            s.broker.close()
+            await eventually(lambda: not s.requester.connected)
+            held = s.submit()
+            worker = s.worker()
+            s.broker = FakeBroker(run_dir, epoch=2)
+            held_request = await s.broker.request()
+            assert [awaited.id for awaited in s.broker.hellos[0].awaited] == [running_request.id]
+            await worker.answer(running_request, held_request)
+            await asyncio.gather(running, held)
+
+    @on_uvloop
+    async def test_unnoticed_restart_is_noticed_by_unwelcome(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            future = s.submit()
+            request = await s.broker.request()
+            s.broker.send(Unwelcome(2))
+            await eventually(lambda: len(s.broker.hellos) == 2)
+            assert [awaited.id for awaited in s.broker.hellos[1].awaited] == [request.id]
+            s.broker.send(Lost("", (request.id,), False, CAUSE, (1,)))
+            assert (await s.broker.request()).attempt == 1
+            future.cancel()
+            await s.broker.cancel()
+
+    @on_uvloop
+    async def test_calls(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            calling = asyncio.create_task(s.requester.call(LoadModel(0, "simple")))
+            await s.broker.receive(LoadModel)
+            s.broker.close()
+            with pytest.raises(NotReady, match="whether the call was carried out is unknown"):
+                await calling
+            await eventually(lambda: not s.requester.connected)
+            calling = asyncio.create_task(s.requester.call(LoadModel(0, "simple")))
+            s.broker = FakeBroker(run_dir, epoch=2)
+            load = await s.broker.receive(LoadModel)
+            s.broker.send(Answer(load.call))
+            await calling
+
+
+class TestCalls:
+    @on_uvloop
+    async def test_statistics(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            none = Duration()
+            found = ModelStatistics(
+                "simple", 1, 5, 6, 7, Duration(8, 9), none, none, none, none, none, none, none, (), 2
+            )
+            calling = asyncio.create_task(s.requester.call(AskStatistics(0, "simple")))
+            asked = await s.broker.receive(AskStatistics)
+            assert (asked.name, asked.version) == ("simple", 0)
+            s.broker.send(Answer(99))
+            s.broker.send(Answer(asked.call, None, [found]))
+            assert await calling == [found]
+            calling = asyncio.create_task(s.requester.call(AskStatistics(0)))
+            asked = await s.broker.receive(AskStatistics)
+            s.broker.send(Answer(asked.call, None, [["nonsense"]]))
+            with pytest.raises(Internal):
+                await calling
+
+    @on_uvloop
+    async def test_refused(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            calling = asyncio.create_task(s.requester.call(UnloadModel(0, "simple", True)))
+            asked = await s.broker.receive(UnloadModel)
+            assert asked.unload_dependents
+            s.broker.send(Answer(asked.call, Fault("NotReady", "explicit model load / unload is not allowed")))
+            with pytest.raises(NotReady, match="not allowed"):
+                await calling
+
+
+@on_uvloop
+async def test_table_is_passed_on(run_dir: Path) -> None:
+    async with setup(run_dir) as s:
+        seen: list[int] = []
+        s.requester.on_table = lambda found: seen.append(found.revision)
+        s.broker.send(table(entry(version=5), revision=9))
+        await eventually(lambda: seen == [9])
+        assert s.requester.models.lookup("simple").version == 5
+        s.requester.on_table = _raise
+        s.broker.send(table(entry(version=6), revision=10))
+        s.broker.send(table(entry(version=7), revision=11))
+        await eventually(lambda: s.requester.models.lookup("simple").version == 7)
+
+
+def _raise(found: object) -> None:
+    raise RuntimeError("a callback's bug")

@@ -1,0 +1,135 @@
+"""What a backend is: one file with one class, which runs models of one kind in a worker.
+
+The worker reads the requests' inputs as views of shared memory, calls ``execute``, and writes what that returns into
+shared memory. A backend sees no message, socket or arena.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy.typing as npt
+
+from conch.errors import InvalidArgument, Unsupported
+from conch.messages import Fault, Parameter, Request
+
+Array = npt.NDArray[Any]
+
+#: backend name in a model's configuration -> module, which has a class ``Backend``
+BACKENDS: Final = {
+    "python": "workers.backends.python",
+    "onnxruntime": "workers.backends.onnxruntime",
+}
+
+
+class LoadError(InvalidArgument):
+    """The model cannot be completed or loaded. The text is the reason that clients and operators see."""
+
+
+class MissingFramework(Unsupported):
+    """A package that the backend needs is not installed."""
+
+    def __init__(self, model: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"unable to load model '{model}': the package {package} is not installed; pip install 'conch[{extra}]'"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One model instance, as ``messages.Spawn`` describes it. ``config`` is the configuration's JSON. ``device`` is a
+    GPU number where ``kind`` is ``"KIND_GPU"``. ``backend_config`` holds the server's settings for this backend."""
+
+    model: str
+    version: int
+    name: str
+    kind: str
+    device: int
+    config: str
+    model_dir: str
+    version_dir: str
+    backend_config: dict[str, str]
+
+
+class Input(NamedTuple):
+    """``shape`` is the full one that the model sees, ``data`` a read-only view of the sender's memory that is valid
+    until the batch is answered: elements in C order, BYTES length-prefixed."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+class Item(NamedTuple):
+    """One request of a batch. ``is_cancelled`` tells whether anybody still waits for the answer."""
+
+    request: Request
+    inputs: list[Input]
+    is_cancelled: Callable[[], bool]
+
+
+class Output(NamedTuple):
+    """``data``: a numeric array (any layout), or the elements of a BYTES tensor. ``shape`` is the full one."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: "Array | list[bytes]"
+
+
+class Result(NamedTuple):
+    """The answer to one request: outputs, or an error."""
+
+    outputs: Sequence[Output] = ()
+    error: Fault | None = None
+    parameters: dict[str, Parameter] = {}
+
+
+@dataclass(slots=True)
+class Timing:
+    """Monotonic ns that the backend sets where they differ from the start and end of ``execute``: when the inputs were
+    ready for the model, and when the model had returned."""
+
+    infer_start_ns: int = 0
+    infer_end_ns: int = 0
+
+
+class Backend(ABC):
+    """One instance of one model. Every method runs on the worker's main thread.
+
+    The order is ``complete_config`` (only where the configuration is to be completed), ``load``, ``execute`` again and
+    again, ``finalize``. What ``complete_config`` or ``load`` raise is the reason that the model fails with: a
+    ``LoadError`` as it reads, anything else with its type and where it happened.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+
+    @abstractmethod
+    def complete_config(self) -> str:
+        """``instance.config`` with what the model itself says about its inputs, outputs and batching added."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """With ``instance.config`` as it was completed and validated."""
+
+    @abstractmethod
+    def execute(self, items: list[Item], timing: Timing) -> Sequence[Result]:
+        """One result per item, in their order. An exception fails the whole batch; ``SystemExit`` ends the worker."""
+
+    def finalize(self) -> None:  # noqa: B027 - most backends have nothing to do
+        """The model is unloaded; nothing is called after it."""
+
+
+def backend_class(name: str, model: str) -> type[Backend]:
+    """Raises ``LoadError`` for a backend that does not exist."""
+    module = BACKENDS.get(name)
+    if module is None:
+        raise LoadError(
+            f"unable to load model '{model}': there is no backend '{name}'; there are {', '.join(sorted(BACKENDS))}"
+        )
+    found: type[Backend] = importlib.import_module(module).Backend
+    return found

@@ -1,0 +1,320 @@
+"""Models written in Python for Triton: a file ``model.py`` with a class ``TritonPythonModel``."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from sys import getrefcount
+from typing import Any
+
+import numpy as np
+
+from conch.messages import Fault
+from conch.model_config import decode_config
+from workers import isolation
+from workers.backends.base import Backend as BaseBackend
+from workers.backends.base import Instance, Item, LoadError, Output, Result, Timing
+from workers.python_utils import triton_python_backend_utils as pb_utils
+from workers.python_utils.failures import TritonError
+from workers.python_utils.request import InferenceRequest, received_request
+from workers.python_utils.response import InferenceResponse
+from workers.python_utils.tensor import Tensor
+
+logger = logging.getLogger("conch.workers.backends.python")
+
+_CLASS = "TritonPythonModel"
+#: parameters of Triton's Python backend that are not there yet, and would change what a model sees
+_ABSENT_PARAMETERS = ("EXECUTION_ENV_PATH",)
+_MODULE = "triton_python_backend_utils"
+
+
+def warm_up() -> None:
+    """In the template: what the first call would otherwise do in every worker."""
+    asyncio.iscoroutine(None)
+
+
+class ExecuteError(Exception):
+    """The model broke the contract of ``execute``."""
+
+
+class Backend(BaseBackend):
+    def __init__(self, instance: Instance) -> None:
+        super().__init__(instance)
+        self._module: Any = None
+        self._model: Any = None
+        self._execute: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._output_names: list[str] = []
+        self._outputs: frozenset[str] = frozenset()
+        self._expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._warned: set[str] = set()
+
+    # ----------------------------------------------------------------------------------------------- loading
+
+    def complete_config(self) -> str:
+        model_class = self._import_class()
+        complete = getattr(model_class, "auto_complete_config", None)
+        if complete is None:
+            return self.instance.config
+        completed = self._run(complete, pb_utils.ModelConfig(self.instance.config))
+        if not isinstance(completed, pb_utils.ModelConfig):
+            raise LoadError(
+                f"auto_complete_config function in model '{self.instance.model}' must return a valid pb.ModelConfig "
+                "object."
+            )
+        return json.dumps(completed.as_dict(), separators=(",", ":"))
+
+    def load(self) -> None:
+        instance = self.instance
+        config = decode_config(instance.config)
+        for parameter in _ABSENT_PARAMETERS:
+            if config.parameter(parameter):
+                raise LoadError(f"unable to load model '{instance.model}': {parameter} is not supported yet")
+        if config.decoupled:
+            raise LoadError(
+                f"unable to load model '{instance.model}': the decoupled transaction policy is not supported yet"
+            )
+        self._output_names = [output.name for output in config.output]
+        self._outputs = frozenset(self._output_names)
+        batch = (-1,) if config.max_batch_size > 0 else ()
+        self._expected = {
+            output.name: (output.datatype, batch + (output.reshape.shape if output.reshape else output.dims))
+            for output in config.output
+        }
+        model_class = self._import_class()
+        self._model = self._run(model_class)
+        initialize = getattr(self._model, "initialize", None)
+        if initialize is not None:
+            self._run(initialize, self._arguments())
+        self._execute = getattr(self._model, "execute", None)
+
+    def _arguments(self) -> dict[str, str]:
+        instance = self.instance
+        return {
+            "model_config": instance.config,
+            "model_instance_kind": instance.kind.removeprefix("KIND_"),
+            "model_instance_name": instance.name,
+            "model_instance_device_id": str(instance.device),
+            "model_repository": instance.model_dir,
+            "model_version": str(instance.version),
+            "model_name": instance.model,
+        }
+
+    def _import_class(self) -> Any:
+        """The model's class; its file is imported once."""
+        instance = self.instance
+        file = self._file()
+        if self._module is None:
+            if not file.is_file():
+                raise LoadError(f"Python model file not found in '{self._shown(str(file))}'")
+            sys.modules[_MODULE] = sys.modules["c_python_backend_utils"] = pb_utils
+            pb_utils._set_model_dir(instance.version_dir)
+            isolation.step_aside()
+            folders = [instance.version_dir, instance.model_dir]
+            self._module = self._run(isolation.import_model, file, str(instance.version), folders)
+        if not hasattr(self._module, _CLASS):
+            raise LoadError(
+                f"unable to load model '{instance.model}': '{self._shown(str(file))}' has no class '{_CLASS}'"
+            )
+        return getattr(self._module, _CLASS)
+
+    def _file(self) -> Path:
+        name = decode_config(self.instance.config).default_model_filename or "model.py"
+        return Path(self.instance.version_dir, name)
+
+    def _run(self, function: Any, *arguments: Any) -> Any:
+        """Calls the model's code. Raises ``LoadError`` with the exception's text and where it came from; ``SystemExit``
+        passes, and ends the worker."""
+        try:
+            return function(*arguments)
+        except LoadError:
+            raise
+        except Exception as error:
+            logger.exception("cannot load '%s'", self.instance.name)
+            raise LoadError(self._described(error)) from error
+
+    # --------------------------------------------------------------------------------------------- executing
+
+    def execute(self, items: list[Item], timing: Timing) -> Sequence[Result]:
+        names = self._output_names
+        requests = [received_request(item, names) for item in items]
+        timing.infer_start_ns = time.monotonic_ns()
+        results: Sequence[Result]
+        try:
+            responses = self._call(requests)
+            timing.infer_end_ns = time.monotonic_ns()
+            results = [self._result(item, response) for item, response in zip(items, responses, strict=True)]
+        except ExecuteError as error:
+            results = self._failed(items, str(error))
+        except Exception as error:  # whatever a model raises
+            logger.exception("execute of '%s' failed", self.instance.name)
+            results = self._failed(items, self._described(error))
+        # an input's bytes are its sender's again when the batch is answered
+        for tensor in _kept(requests, _UNKEPT):
+            tensor._materialise()
+        return results
+
+    def _call(self, requests: list[InferenceRequest]) -> list[InferenceResponse]:
+        """Raises ``ExecuteError`` and whatever the model raises."""
+        if self._execute is None:
+            file = self._shown(str(self._file()))
+            raise ExecuteError(f"Python model {file} does not implement `execute` method.")
+        responses = self._execute(requests)
+        if asyncio.iscoroutine(responses):
+            responses = self._await(responses)
+        _check(responses, len(requests))
+        return responses  # type: ignore[no-any-return]
+
+    def _await(self, coroutine: Any) -> Any:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(coroutine)
+
+    def _result(self, item: Item, response: InferenceResponse) -> Result:
+        error = response._error
+        if error is not None:
+            return Result(error=_fault(error), parameters=response._parameters)
+        wanted = item.request.outputs or self._outputs
+        outputs = []
+        for tensor in response._output_tensors:
+            name = tensor._name
+            if name not in wanted:
+                continue
+            datatype = tensor._datatype
+            shape = tensor._shape
+            if self._expected[name] != (datatype, shape):
+                self._look_at(name, datatype, shape)
+            elements = tensor._elements
+            if elements is None:
+                array = tensor._array
+                data: Any = array if array is not None else tensor._materialise()
+                if datatype == "BYTES":
+                    data = pb_utils.Tensor(name, data)._elements  # an input that is passed on
+            else:
+                data = elements
+            outputs.append(Output(name, datatype, shape, data))
+        return Result(outputs, None, response._parameters)
+
+    def _look_at(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
+        """Like Triton, lets a model's output be other than its configuration says, but says so, once."""
+        expected_datatype, dims = self._expected[name]
+        fits = len(dims) == len(shape) and all(dim in (-1, found) for dim, found in zip(dims, shape, strict=True))
+        if (fits and datatype == expected_datatype) or name in self._warned:
+            return
+        self._warned.add(name)
+        logger.warning(
+            "output '%s' of model '%s' is %s %s, but its configuration says %s %s",
+            name,
+            self.instance.model,
+            datatype,
+            list(shape),
+            expected_datatype,
+            list(dims),
+        )
+
+    def _failed(self, items: list[Item], reason: str) -> list[Result]:
+        fault = Fault(
+            "ModelError", f"Failed to process the request(s) for model '{self.instance.name}', message: {reason}"
+        )
+        return [Result(error=fault) for _ in items]
+
+    # ---------------------------------------------------------------------------------------------- unloading
+
+    def finalize(self) -> None:
+        finalize = getattr(self._model, "finalize", None)
+        if finalize is None:
+            return
+        try:
+            finalize()
+        except Exception:
+            logger.exception("finalize of '%s' failed", self.instance.name)
+
+    # -------------------------------------------------------------------------------------------------- texts
+
+    def _described(self, error: BaseException) -> str:
+        """Type, text, and where it was raised, innermost first, as Triton has it; no path above the model's folder."""
+        if isinstance(error, SyntaxError):
+            file = os.path.basename(error.filename or "")
+            return f"{type(error).__name__}: {error.msg} ({file}, line {error.lineno})"
+        text = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: <EMPTY MESSAGE>"
+        model_dir = os.path.join(self.instance.model_dir, "")
+        version_dir = os.path.join(self.instance.version_dir, "")
+        frames = [
+            f"  {self._shown(frame.filename)}({frame.lineno}): {frame.name}"
+            for frame in reversed(traceback.extract_tb(error.__traceback__))
+            if frame.filename.startswith((model_dir, version_dir))
+        ]
+        return "\n".join([text, "", "At:", *frames, ""]) if frames else text
+
+    def _shown(self, file: str) -> str:
+        """A path as clients may see it: from the model's folder on."""
+        instance = self.instance
+        version_dir = os.path.join(instance.version_dir, "")
+        if file.startswith(version_dir):
+            return f"{instance.model}/{instance.version}/{file[len(version_dir) :]}"
+        model_dir = os.path.join(instance.model_dir, "")
+        return f"{instance.model}/{file[len(model_dir) :]}" if file.startswith(model_dir) else os.path.basename(file)
+
+
+def _check(responses: Any, expected: int) -> None:
+    if type(responses) is not list and not isinstance(responses, list):
+        raise ExecuteError(f"Expected a list in the execute return, found type '{type(responses)}'.")
+    if len(responses) != expected:
+        raise ExecuteError(
+            "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
+            f"InferenceRequest(s) size is:{expected}, and InferenceResponse(s) size is:{len(responses)}\n"
+        )
+    for response in responses:
+        if type(response) is not InferenceResponse and not isinstance(response, InferenceResponse):
+            found = "NoneType" if response is None else str(type(response))
+            raise ExecuteError(
+                f"Expected an 'InferenceResponse' object in the execute function return list, found type '{found}'."
+            )
+
+
+def _fault(error: TritonError) -> Fault:
+    return error._fault()
+
+
+def _kept(requests: list[InferenceRequest], unkept: Sequence[int]) -> list[Tensor]:
+    """The inputs whose arrays have not been made and that somebody beside the worker can still get at.
+
+    ``unkept``: how many references the interpreter counts, right here, to the list, a request, its list of inputs, and
+    an input, when nobody has kept them.
+    """
+    found = []
+    all_kept = getrefcount(requests) > unkept[0]
+    for request in requests:
+        request_kept = all_kept or getrefcount(request) > unkept[1]
+        inputs = request._inputs
+        request_kept = request_kept or getrefcount(inputs) > unkept[2]
+        for tensor in inputs:
+            if tensor._source is not None and (request_kept or getrefcount(tensor) > unkept[3]):
+                found.append(tensor)
+    return found
+
+
+def _count_unkept() -> list[int]:
+    """Measured, because interpreters differ in how they count a function's own variables."""
+    tensor = Tensor("sample", np.zeros(1))
+    tensor._source = memoryview(b"")
+    requests = [InferenceRequest(inputs=[tensor], requested_output_names=[], model_name="")]
+    del tensor
+    unkept = []
+    for position in range(4):
+        limits = [1000] * 4
+        limits[position] = next(count for count in range(100) if not _kept(requests, _with(limits, position, count)))
+        unkept.append(limits[position])
+    return unkept
+
+
+def _with(limits: list[int], position: int, limit: int) -> list[int]:
+    return [*limits[:position], limit, *limits[position + 1 :]]
+
+
+_UNKEPT = _count_unkept()

@@ -1,0 +1,73 @@
+"""Errors of Python models: what they raise, and what they answer a request with."""
+
+from typing import Any, ClassVar, NoReturn
+
+from conch.messages import Fault
+
+#: Triton's error codes -> classes of ``conch.errors``
+_KINDS = {
+    0: "ModelError",  # UNKNOWN
+    1: "ModelError",
+    2: "NotFound",
+    3: "InvalidArgument",
+    4: "Unavailable",
+    5: "Unsupported",
+    6: "AlreadyExists",
+    7: "Cancelled",
+}
+
+
+class TritonModelException(Exception):
+    """Raised by everything in ``pb_utils`` that fails. Raised in ``execute`` it fails the whole batch."""
+
+    def message(self) -> str:
+        return str(self)
+
+
+class TritonError:
+    """The error that one request is answered with."""
+
+    __slots__ = ("_code", "_message")
+
+    UNKNOWN: ClassVar[int] = 0
+    INTERNAL: ClassVar[int] = 1
+    NOT_FOUND: ClassVar[int] = 2
+    INVALID_ARG: ClassVar[int] = 3
+    UNAVAILABLE: ClassVar[int] = 4
+    UNSUPPORTED: ClassVar[int] = 5
+    ALREADY_EXISTS: ClassVar[int] = 6
+    CANCELLED: ClassVar[int] = 7
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        if not isinstance(message, str):
+            raise TypeError(f"TritonError expects a str message, got {type(message)}")
+        if code not in _KINDS:
+            raise TypeError(f"TritonError expects one of its codes, got {code!r}")
+        self._message = message
+        self._code = int(code)
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+    def __str__(self) -> str:
+        return self._message
+
+    def _fault(self) -> Fault:
+        return Fault(_KINDS[self._code], self._message)
+
+
+def not_there_yet(feature: str) -> NoReturn:
+    """For what Triton has and Conch will have."""
+    raise TritonModelException(f"{feature} is not supported yet")
+
+
+class Absent:
+    """Base of classes whose use comes later: they can be named, not made."""
+
+    _feature = ""
+
+    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        not_there_yet(self._feature)

@@ -1,0 +1,246 @@
+"""Where responses go: one SEQPACKET connection per requester, straight from this worker.
+
+A connection is made when a requester's first batch arrives. Both ends then announce their segments with descriptors:
+the requester its input arena, the worker its output arena and lease pages. Inputs are read, and outputs leased, by
+references into those.
+"""
+
+import logging
+import select
+import time
+from collections.abc import Sequence
+
+from conch.channels import BadMessage, ChannelClosed
+from conch.channels.seqpacket import MAX_MESSAGE_NBYTES, MessageTooLong, SeqpacketChannel, connect
+from conch.messages import (
+    PROTOCOL_VERSION,
+    Block,
+    Fault,
+    Link,
+    RequesterToWorker,
+    Response,
+    Responses,
+    SegmentAdded,
+    SegmentRetired,
+    WorkerToRequester,
+)
+from conch.run_dir import RunDir
+from shm.base import BadReference
+from shm.leases import LeasedArena
+from shm.mapping import Mappings
+from shm.segment import Segment
+
+logger = logging.getLogger("conch.workers.responses")
+
+#: how long an announced segment may take to arrive, and how long a requester may take to read, before it counts as gone
+SEGMENT_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 5.0
+#: a longer text would keep an error from fitting into one message
+_MOST_ERROR_CHARACTERS = 16_000
+#: batches between looks at what requesters have announced, while batches keep coming
+_LOOK_EVERY = 64
+
+RequesterChannel = SeqpacketChannel[WorkerToRequester, RequesterToWorker]
+
+
+class RequesterGone(Exception):
+    """Nobody listens at the other end, or nobody reads. What was to be sent there is undelivered."""
+
+
+class Connections:
+    """All requesters of this worker. Belongs to the main thread.
+
+    ``poll``: the worker's, where each connection is registered, so that an idle worker learns of new and retired
+    segments.
+    """
+
+    def __init__(self, worker: str, run_dir: RunDir, outputs: LeasedArena, poll: select.poll) -> None:
+        self._worker = worker
+        self._run_dir = run_dir
+        self._outputs = outputs
+        self._poll = poll
+        self._channels: dict[str, RequesterChannel] = {}
+        self._requesters: dict[int, str] = {}  # by descriptor
+        self._mappings: dict[str, Mappings] = {}
+        self._looks = 0
+        outputs.arena.on_segment_added = self._announce
+        outputs.arena.on_segment_retired = self._retire
+
+    # ------------------------------------------------------------------------------------------------------ inputs
+
+    def view(self, requester: str, block: Block) -> memoryview:
+        """The block's bytes, read-only, in the requester's own memory.
+
+        Raises ``RequesterGone`` and ``BadReference``.
+        """
+        mappings = self._mappings.get(requester)
+        if mappings is None or requester not in self._channels:
+            self._connect(requester)
+            mappings = self._mappings[requester]
+        if block.segment not in mappings:
+            self._await_segment(requester, block.segment)
+        return mappings.view(block)
+
+    def _await_segment(self, requester: str, segment: int) -> None:
+        deadline = time.monotonic() + SEGMENT_TIMEOUT_S
+        mappings = self._mappings[requester]
+        channel = self._channels[requester]
+        waiter = select.poll()
+        waiter.register(channel.fileno(), select.POLLIN)
+        while True:
+            if not self.read(requester):
+                raise RequesterGone(f"requester {requester} closed its connection")
+            if segment in mappings:
+                return
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0 or not waiter.poll(remaining_s * 1000):
+                raise BadReference(f"requester {requester} never announced segment {segment}")
+
+    def read(self, requester: str) -> bool:
+        """Takes in what the requester has announced. False if the connection is closed."""
+        channel = self._channels.get(requester)
+        if channel is None:
+            return False
+        mappings = self._mappings[requester]
+        try:
+            while (received := channel.receive_nowait()) is not None:
+                message, descriptor = received
+                match message:
+                    case SegmentAdded() if descriptor is not None:
+                        mappings.add(message.segment, descriptor, message.lease_page)
+                    case SegmentRetired():
+                        mappings.remove(message.segment)
+                    case _:
+                        raise BadMessage(f"{type(message).__name__} is not expected here")
+        except ChannelClosed:
+            self._disconnect(requester)
+            return False
+        except (BadMessage, BadReference) as error:
+            logger.error("requester %s sent what cannot be used: %s", requester, error)
+            self._disconnect(requester)
+            return False
+        return True
+
+    def read_ready(self, descriptor: int) -> None:
+        """To be called when ``poll`` reports a descriptor that may be a requester's."""
+        requester = self._requesters.get(descriptor)
+        if requester is not None:
+            self.read(requester)
+
+    def look_around(self) -> None:
+        """To be called with every batch: now and then takes in what a busy worker would never be idle to read."""
+        self._looks += 1
+        if self._looks % _LOOK_EVERY == 0:
+            for requester in list(self._channels):
+                self.read(requester)
+
+    # ----------------------------------------------------------------------------------------------------- outputs
+
+    def send(self, requester: str, responses: Sequence[Response]) -> Sequence[Response]:
+        """Sends them in as few messages as they fit in. Returns those that could not be sent because the requester is
+        gone, after ending their leases."""
+        try:
+            if requester not in self._channels:
+                self._connect(requester)
+            self._send(requester, Responses(tuple(responses)))
+            return ()
+        except MessageTooLong:
+            if len(responses) > 1:
+                half = len(responses) // 2
+                return (*self.send(requester, responses[:half]), *self.send(requester, responses[half:]))
+            self._take_back(responses)
+            return self.send(requester, (_shortened(responses[0]),))
+        except RequesterGone as error:
+            logger.info("%s", error)
+            self._take_back(responses)
+            return responses
+
+    def _take_back(self, responses: Sequence[Response]) -> None:
+        for response in responses:
+            if response.lease is not None:
+                self._outputs.take_back(response.lease)
+
+    def _send(self, requester: str, message: WorkerToRequester, descriptor: int | None = None) -> None:
+        channel = self._channels[requester]
+        try:
+            if channel.send_nowait(message, descriptor):
+                return
+            deadline = time.monotonic() + SEND_TIMEOUT_S
+            waiter = select.poll()
+            waiter.register(channel.fileno(), select.POLLOUT)
+            while True:
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0 or not waiter.poll(remaining_s * 1000):
+                    self._disconnect(requester)
+                    raise RequesterGone(f"requester {requester} has not read for {SEND_TIMEOUT_S:.0f} s")
+                if channel.send_nowait(message, descriptor):
+                    return
+        except ChannelClosed as error:
+            self._disconnect(requester)
+            raise RequesterGone(f"requester {requester} closed its connection") from error
+
+    # ------------------------------------------------------------------------------------------------- connections
+
+    def _connect(self, requester: str) -> None:
+        try:
+            channel: RequesterChannel = SeqpacketChannel(
+                connect(self._run_dir.requester_socket(requester)), RequesterToWorker
+            )
+        except OSError as error:
+            raise RequesterGone(f"requester {requester} cannot be reached: {error}") from error
+        self._channels[requester] = channel
+        self._requesters[channel.fileno()] = requester
+        self._poll.register(channel.fileno(), select.POLLIN)
+        self._mappings.setdefault(requester, Mappings())
+        self._send(requester, Link(PROTOCOL_VERSION, self._worker))
+        for segment in self._outputs.segments:
+            self._send(requester, _announcement(segment), segment.descriptor)
+
+    def _disconnect(self, requester: str) -> None:
+        """What the requester holds stays leased: that a connection broke does not mean that nobody reads any more."""
+        channel = self._channels.pop(requester, None)
+        if channel is not None:
+            self._poll.unregister(channel.fileno())
+            del self._requesters[channel.fileno()]
+            channel.close()
+        mappings = self._mappings.pop(requester, None)
+        if mappings is not None:
+            mappings.close()
+
+    def forget(self, requester: str) -> None:
+        """The requester is known to be dead: nobody reads what it held."""
+        self._disconnect(requester)
+        self._outputs.forget(requester)
+
+    def _announce(self, segment: Segment) -> None:
+        for requester in list(self._channels):
+            try:
+                self._send(requester, _announcement(segment), segment.descriptor)
+            except RequesterGone as error:
+                logger.info("%s", error)
+
+    def _retire(self, number: int) -> None:
+        for requester in list(self._channels):
+            try:
+                self._send(requester, SegmentRetired(number))
+            except RequesterGone as error:
+                logger.info("%s", error)
+
+    def close(self) -> None:
+        for requester in list(self._channels):
+            self._disconnect(requester)
+
+
+def _announcement(segment: Segment) -> SegmentAdded:
+    return SegmentAdded(segment.number, segment.nbytes, segment.lease_page)
+
+
+def _shortened(response: Response) -> Response:
+    """A response that fits into a message, whatever the model said."""
+    if response.error is None:
+        text = f"the response does not fit into a message of {MAX_MESSAGE_NBYTES} bytes"
+        return Response(response.id, response.attempt, response.index, response.final, error=Fault("ModelError", text))
+    text = response.error.message[:_MOST_ERROR_CHARACTERS] + " …"
+    return Response(
+        response.id, response.attempt, response.index, response.final, error=Fault(response.error.kind, text)
+    )

@@ -1,0 +1,150 @@
+"""What the two threads of a worker know together, behind one lock.
+
+A broker's death is where the two must agree: the HELLO to the next broker lists what the main thread is running, so
+between that HELLO and its ``Welcome`` the main thread takes up nothing of the old broker's and reports nothing done.
+"""
+
+import os
+import threading
+from collections import deque
+
+from conch.messages import Batch, Cancel, Configured, Done, Drain, Forget, Running, WorkerState
+
+#: cancels of requests that were answered already stay; more than this many are dropped, oldest first
+_MOST_CANCELS = 10_000
+
+
+class SharedState:
+    """``wake_main`` is an eventfd: readable when the main thread should look here.
+
+    ``epoch``: of the broker that has welcomed this worker; None in doubt: not connected, or HELLO not answered yet.
+    ``welcomes`` counts the answers to HELLOs.
+    """
+
+    def __init__(self, config_hash: str, state: WorkerState) -> None:
+        self._lock = threading.Lock()
+        self.wake_main = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.state: WorkerState = state
+        self.config_hash = config_hash
+        self.epoch: int | None = None
+        self.draining = False
+        self.configured: Configured | None = None
+        self.forgotten: deque[str] = deque()
+        self.welcomes = 0
+        self._last_epoch: int | None = None
+        self._former_epochs: set[int] = set()
+        self._running: tuple[Running, ...] = ()
+        self._cancelled: dict[tuple[str, int], None] = {}
+        self._unreported: list[Done] = []
+        self._unlisted: list[Done] = []
+
+    def wake(self) -> None:
+        """To be called by the control thread, or by a signal handler of the main thread."""
+        os.eventfd_write(self.wake_main, 1)
+
+    # ---------------------------------------------------------------------------------------- the control thread
+
+    def disconnected(self) -> None:
+        with self._lock:
+            self.epoch = None
+
+    def hello(self) -> tuple[WorkerState, str, tuple[Running, ...]]:
+        """State, configuration hash and running requests for a HELLO that is about to be sent."""
+        with self._lock:
+            self.epoch = None
+            self._unlisted += self._unreported
+            self._unreported = []
+            return self.state, self.config_hash, self._running
+
+    def welcomed(self, epoch: int) -> None:
+        with self._lock:
+            # what was done before the HELLO is not in it, so only the broker that sent it knows what it is
+            self._unreported = [done for done in self._unlisted if done.epoch == epoch] + self._unreported
+            self._unlisted = []
+            if self._last_epoch is not None:
+                self._former_epochs.add(self._last_epoch)
+            self._former_epochs.discard(epoch)
+            self.epoch = self._last_epoch = epoch
+            self.welcomes += 1
+        self.wake()
+
+    def take_order(self, message: Configured | Cancel | Drain | Forget) -> None:
+        match message:
+            case Cancel(requester, id):
+                with self._lock:
+                    self._cancelled[requester, id] = None
+                    if len(self._cancelled) > _MOST_CANCELS:
+                        del self._cancelled[next(iter(self._cancelled))]
+                return
+            case Configured():
+                self.configured = message
+            case Drain():
+                self.drain()
+            case Forget(requester):
+                self.forgotten.append(requester)
+        self.wake()
+
+    def drain(self) -> None:
+        """Also from a signal handler, hence without the lock."""
+        self.draining = True
+        self.wake()
+
+    # ------------------------------------------------------------------------------------------- the main thread
+
+    def become(self, state: WorkerState, config_hash: str | None = None) -> None:
+        with self._lock:
+            self.state = state
+            if config_hash is not None:
+                self.config_hash = config_hash
+
+    def take_up(self, batch: Batch) -> bool | None:
+        """True: it is running now. False: a former broker sent it, and it is lost. None: that is not known yet."""
+        with self._lock:
+            if batch.epoch in self._former_epochs:
+                return False
+            if self.epoch is None and batch.epoch == self._last_epoch:
+                return None
+            self._running = tuple(
+                [
+                    Running(item.requester, item.request.id, item.request.attempt, batch.epoch, batch.id)
+                    for item in batch.items
+                ]
+            )
+            return True
+
+    def put_down(self, done: Done) -> bool:
+        """The batch is answered. True: the broker is to be told now; otherwise when it has said Welcome."""
+        with self._lock:
+            running = self._running
+            self._running = ()
+            if self._cancelled:
+                for item in running:
+                    self._cancelled.pop((item.requester, item.id), None)
+            if self.epoch is not None:
+                return True
+            self._unreported.append(done)
+            return False
+
+    def keep(self, done: Done) -> None:
+        """It could not be sent, although the broker should have been there."""
+        with self._lock:
+            self._unreported.append(done)
+
+    @property
+    def has_unreported(self) -> bool:
+        return bool(self._unreported)
+
+    def unreported(self) -> list[Done]:
+        """What may be told to the broker now."""
+        with self._lock:
+            if self.epoch is None:
+                return []
+            unreported = self._unreported
+            self._unreported = []
+            return unreported
+
+    def is_cancelled(self, requester: str, id: int) -> bool:
+        return (requester, id) in self._cancelled
+
+    def close(self) -> None:
+        os.close(self.wake_main)

@@ -1,0 +1,99 @@
+"""The warm process that workers are forked from: everything is imported, nothing is open.
+
+A fork copies one thread. Were there others, the worker could inherit their locks in a locked state, so the template has
+no ZeroMQ context, no CUDA and no onnxruntime, and looks before each fork that it has one thread.
+
+It talks to the launcher over the socket pair whose descriptor is its argument: ``Spawn`` comes in, ``Spawned`` (sent
+by the new worker itself, so that a worker which is not reported does not live) or ``SpawnFailed`` goes out. It forks
+twice: the process in between ends at once, which makes the worker a child of the launcher, the nearest subreaper.
+
+``python -m workers.template FD``
+"""
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import msgspec
+
+from conch import process
+from conch.channels.seqpacket import MAX_MESSAGE_NBYTES
+from conch.messages import Fault, Spawn, Spawned, SpawnFailed
+from conch.settings import Settings
+from workers import worker
+
+logger = logging.getLogger("conch.workers.template")
+
+_decode = msgspec.msgpack.Decoder(Spawn).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def main() -> None:
+    settings = Settings.from_environ()
+    process.begin(settings)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides when this process ends
+    launcher = socket.socket(fileno=int(sys.argv[1]))
+    launcher.set_inheritable(False)
+    worker.warm_up()
+    # BLAS libraries start threads when they are loaded and end them before a fork; they come back when they are needed
+    _fork_and_wait(os._exit, 0)
+    gc.collect()
+    gc.freeze()  # a collection in a worker would otherwise write to, and so copy, every inherited page
+    while True:
+        frame = launcher.recv(MAX_MESSAGE_NBYTES)
+        if not frame:
+            return
+        spawn = _decode(frame)
+        try:
+            _assert_single_threaded()
+            _fork_and_wait(_fork_worker, spawn, settings, launcher)
+        except (OSError, RuntimeError) as error:
+            logger.error("cannot fork a worker for %s: %s", spawn.instance_name, error)
+            _report_failure(launcher, spawn, error)
+
+
+def _fork_and_wait(function: Any, *arguments: Any) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            function(*arguments)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+
+
+def _assert_single_threaded() -> None:
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(f"the template has {threads} threads")
+
+
+def _fork_worker(spawn: Spawn, settings: Settings, launcher: socket.socket) -> None:
+    """Runs in the process in between, and then in the worker; neither returns from here."""
+    try:
+        child = os.fork()
+    except OSError as error:
+        _report_failure(launcher, spawn, error)
+        os._exit(1)
+    if child:
+        os._exit(0)
+    try:
+        worker.enter(spawn, settings)
+        launcher.send(_encode(Spawned(spawn.worker, os.getpid())))
+        launcher.close()
+    except OSError:
+        os._exit(1)
+    worker.run_and_exit(spawn, settings)
+
+
+def _report_failure(launcher: socket.socket, spawn: Spawn, error: Exception) -> None:
+    fault = Fault("Internal", f"cannot start a process for '{spawn.instance_name}': {error}")
+    launcher.send(_encode(SpawnFailed(spawn.worker, fault)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""A worker process: runs one instance of one model.
+
+The main thread, here, takes batches from the data socket, runs the model, and answers requesters directly; then it
+tells the broker ``Done``. The control thread (``workers.control``) sleeps on a socket of its own meanwhile.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from typing import NoReturn
+
+import numpy as np
+import zmq
+
+from conch.channels import BadMessage
+from conch.channels.zeromq import DealerChannel
+from conch.errors import ConchError
+from conch.messages import Batch, Completed, Done, Fault, LoadFailed, Ready, Spawn, ToWorkerData
+from conch.model_config import ModelConfig, decode_config
+from conch.run_dir import RunDir
+from conch.settings import Settings
+from shm.arena import Arena
+from shm.leases import LeasedArena
+from workers import worker_file
+from workers.backends import python as python_backend
+from workers.backends.base import Backend, Instance, LoadError, backend_class
+from workers.batch import BatchRunner
+from workers.control import Control
+from workers.responses import Connections
+from workers.shared_state import SharedState
+
+logger = logging.getLogger("conch.workers.worker")
+
+#: how long the last messages may take to leave the process
+_LINGER_MS = 2000
+_FLUSH_S = 3.0
+#: a connection can be reported before the socket takes messages for it
+_RETRY_S = 0.002
+#: between looks for memory that an idle worker can give back
+_IDLE_LOOK_S = 5.0
+#: a batch that was sent before ``Drain`` takes another socket, and may arrive after it
+_DRAIN_GRACE_S = 0.02
+#: of a process's name, the kernel keeps this many bytes
+_COMM_NBYTES = 15
+
+
+def warm_up() -> None:
+    """In the template: what every worker needs is imported with this module; the rest of it is here."""
+    np.random.seed()
+    python_backend.warm_up()
+
+
+def enter(spawn: Spawn, settings: Settings) -> None:
+    """First thing in the new process: a session of its own, output to the model's log, and a file that tells of it."""
+    os.setsid()
+    run_dir = RunDir(settings.run_dir)
+    log = os.open(
+        worker_file.model_log(run_dir, spawn.model), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+    )
+    log_offset = os.fstat(log).st_size
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with contextlib.suppress(OSError), open("/proc/self/comm", "wb") as comm:
+        comm.write(spawn.instance_name.encode()[:_COMM_NBYTES])
+    worker_file.write_own(spawn, log_offset, run_dir)
+    np.random.seed()  # or all workers would draw the template's numbers
+
+
+def run_and_exit(spawn: Spawn, settings: Settings) -> NoReturn:
+    """Never returns, whatever the model's threads do: they end with the process."""
+    code = 1
+    try:
+        code = Worker(spawn, settings).run()
+        atexit._run_exitfuncs()
+    except SystemExit as error:
+        logger.error("the model ended the process: exit(%s)", error.code)
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code & 0xFF)
+
+
+class Worker:
+    def __init__(self, spawn: Spawn, settings: Settings) -> None:
+        run_dir = RunDir(settings.run_dir)
+        self._spawn = spawn
+        self._shared = SharedState(spawn.config_hash, "completing" if spawn.complete else "loading")
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._control = Control(self._context, spawn, run_dir, self._shared)
+        self._data: DealerChannel[Ready | Done, ToWorkerData] = DealerChannel(
+            self._context, run_dir.broker_socket, b"D" + spawn.worker.encode(), ToWorkerData
+        )
+        self._poll = select.poll()
+        for descriptor in (self._data.fileno(), self._data.monitor_fileno(), self._shared.wake_main):
+            self._poll.register(descriptor, select.POLLIN)
+        self._arena = LeasedArena(Arena(settings.worker_arena_nbytes, "output"))
+        self._connections = Connections(spawn.worker, run_dir, self._arena, self._poll)
+        self._in_doubt: deque[Batch] = deque()
+        self._ready_due = False
+        self._welcomes = 0
+        self._next_look = 0.0
+
+    def run(self) -> int:
+        """The process's exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: self._shared.drain())
+        self._control.start()
+        try:
+            loaded = self._load()
+            if loaded is None:
+                return 0
+            backend, config = loaded
+            self._serve(backend, config)
+            self._shared.become("draining")
+            backend.finalize()
+            return 0
+        except ConchError as error:
+            logger.error("%s", error.message)
+            kind = "InvalidArgument" if isinstance(error, LoadError) else type(error).__name__
+            self._control.post(LoadFailed(self._spawn.worker, Fault(kind, error.message)))
+            return 1
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._control.close(_FLUSH_S)
+        self._connections.close()
+        self._arena.close()
+        self._data.socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self._data.close()
+        self._context.term()
+
+    # ----------------------------------------------------------------------------------------------- loading
+
+    def _load(self) -> tuple[Backend, ModelConfig] | None:
+        """None if the worker is to end before the model is loaded. Raises ``ConchError``, the reason of a failure."""
+        spawn = self._spawn
+        config = decode_config(spawn.config)
+        backend = backend_class(config.backend, spawn.model)(_instance(spawn))
+        if spawn.complete:
+            completed = Completed(spawn.worker, backend.complete_config())
+            configured = self._configured(completed)
+            if configured is None:
+                return None
+            backend.instance = _instance(spawn, configured)
+            config = decode_config(configured)
+        backend.load()
+        self._shared.become("ready")
+        self._ready_due = True
+        return backend, config
+
+    def _configured(self, completed: Completed) -> str | None:
+        """Waits for the broker's answer; a new broker is told again."""
+        shared = self._shared
+        told = -1
+        while shared.configured is None:
+            if shared.draining:
+                return None
+            if shared.welcomes != told:
+                told = shared.welcomes
+                self._control.post(completed)
+            self._wait(None)
+        shared.become("loading", shared.configured.config_hash)
+        return shared.configured.config
+
+    # ----------------------------------------------------------------------------------------------- serving
+
+    def _serve(self, backend: Backend, config: ModelConfig) -> None:
+        runner = BatchRunner(backend, config, self._connections, self._arena, self._shared)
+        while (batch := self._next_batch()) is not None:
+            done = runner.run(batch)
+            if self._shared.put_down(done):
+                self._report(done)
+
+    def _report(self, done: Done) -> None:
+        if not self._data.send_nowait(done):
+            self._shared.keep(done)
+
+    def _next_batch(self) -> Batch | None:
+        """Waits for a batch that is to be run; None when the worker is to end.
+
+        The socket's descriptor is edge-triggered: after everything that may have sent, it is read until it is empty.
+        """
+        graced = False
+        while True:
+            batch = self._receive() or self._decided()
+            if batch is not None:
+                taken = self._shared.take_up(batch)
+                if taken:
+                    return batch
+                if taken is None:
+                    self._in_doubt.append(batch)
+            elif self._attend():
+                continue
+            elif not self._shared.draining:
+                self._wait(self._idle_s())
+            elif graced:
+                return None
+            else:
+                graced = True
+                self._wait(_DRAIN_GRACE_S)
+
+    def _receive(self) -> Batch | None:
+        while True:
+            try:
+                return self._data.receive_nowait()
+            except BadMessage as error:
+                logger.error("dropped a message from the broker: %s", error)
+
+    def _decided(self) -> Batch | None:
+        """The next batch of those in doubt, if the doubt is over."""
+        return self._in_doubt.popleft() if self._in_doubt and self._shared.epoch is not None else None
+
+    def _attend(self) -> bool:
+        """What there is to do beside batches. True if something was sent."""
+        shared = self._shared
+        while shared.forgotten:
+            self._connections.forget(shared.forgotten.popleft())
+        if shared.epoch is None:
+            return False
+        if shared.welcomes != self._welcomes:
+            self._welcomes = shared.welcomes
+            self._ready_due = True
+        if self._ready_due and self._data.send_nowait(Ready(self._spawn.worker)):
+            self._ready_due = False
+            return True
+        sent = False
+        for done in shared.unreported():
+            self._report(done)
+            sent = True
+        return sent
+
+    def _idle_s(self) -> float | None:
+        if self._shared.epoch is not None and (self._ready_due or self._shared.has_unreported):
+            return _RETRY_S
+        if not self._arena.arena.reserved_nbytes:
+            return None
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _IDLE_LOOK_S
+            self._arena.retire_idle(now)
+        return self._next_look - now
+
+    def _wait(self, timeout_s: float | None) -> None:
+        """For a batch, a requester's message, or the control thread."""
+        for descriptor, _ in self._poll.poll(None if timeout_s is None else max(1, int(timeout_s * 1000))):
+            if descriptor == self._shared.wake_main:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(descriptor)
+            elif descriptor == self._data.monitor_fileno():
+                self._ready_due |= True in self._data.connection_changes()
+            else:
+                self._connections.read_ready(descriptor)
+
+
+def _instance(spawn: Spawn, config: str | None = None) -> Instance:
+    return Instance(
+        model=spawn.model,
+        version=spawn.version,
+        name=spawn.instance_name,
+        kind=spawn.kind,
+        device=spawn.device,
+        config=spawn.config if config is None else config,
+        model_dir=spawn.model_dir,
+        version_dir=spawn.version_dir,
+        backend_config=spawn.backend_config,
+    )

@@ -60,6 +60,7 @@ class Arena:
         self._empty_since: dict[int, float] = {}  # by base address
         self._grown: deque[Segment] = deque()
         self._grow_lock = threading.Lock()
+        self._closed = False
 
     # -------------------------------------------------------------------------------------------- blocks
 
@@ -128,7 +129,8 @@ class Arena:
         return not self._stacks.get((nbytes + 63) & -64) and self._find(_size(nbytes)) is None
 
     def grow(self, nbytes: int) -> None:
-        """Makes a segment for a block of ``nbytes`` ready, on whatever thread. Raises ``ArenaFull``.
+        """Makes a segment for a block of ``nbytes`` ready, on whatever thread. Raises ``ArenaFull``; ends without a
+        segment if the arena is closed meanwhile.
 
         The one method for another thread: it takes from the budget under a lock and leaves the finished segment in a
         queue, from which the owner's next ``allocate`` takes it (and calls ``on_segment_added``). An event loop does::
@@ -140,11 +142,17 @@ class Arena:
         """
         segment = self._new_segment(nbytes)
         segment.touch()
-        self._grown.append(segment)
+        with self._grow_lock:
+            if not self._closed:
+                self._grown.append(segment)
+                return
+        segment.close()
 
     def _new_segment(self, nbytes: int) -> Segment:
         needed = -(-_size(nbytes) // _PAGE_NBYTES) * _PAGE_NBYTES
         with self._grow_lock:
+            if self._closed:
+                raise ArenaFull(f"the {self.purpose} memory is closed")
             room = self.cap_nbytes - self.reserved_nbytes
             if needed > room:
                 raise ArenaFull(
@@ -285,8 +293,10 @@ class Arena:
             self.on_segment_retired(segment.number)
 
     def close(self) -> None:
-        """Removes all segments, whatever is allocated in them. Views stay usable. Idempotent; calls no callback. Not
-        while ``grow`` runs."""
+        """Removes all segments, whatever is allocated in them, and makes no more. Views stay usable. Idempotent; calls
+        no callback."""
+        with self._grow_lock:
+            self._closed = True
         while self._grown:
             self._grown.popleft().close()
         for segment in self._segments.values():

@@ -22,11 +22,13 @@ from typing import Any
 import pytest
 
 from shm.segment import SHARED_MEMORY_FOLDER, name_prefix
+from tests.private_shared_memory import make_private
 from tests.processes import Process, all_processes, ancestors, command_line, environment
 
 #: in the environment of everything that the tests start, so that orphans are found as well
 SESSION_TAG = "PYTEST_SESSION_TAG"
 os.environ[SESSION_TAG] = uuid.uuid4().hex
+make_private()
 
 #: how long what was told to go may take to be gone
 _GRACE_S = 5.0
@@ -92,7 +94,8 @@ def _processes() -> set[Process]:
 
 
 def _segments() -> set[str]:
-    """Named segments of this user that nobody owns, or this very process."""
+    """Named segments of this user that nobody owns, or this very process. Where ``/dev/shm`` is not the session's own,
+    those of another session's killed processes are among them."""
     mine = {target for _, target in _descriptors()}
     found = set()
     for name in os.listdir(SHARED_MEMORY_FOLDER):

@@ -213,6 +213,27 @@ def test_grow_on_another_thread(arena: Arena) -> None:
     assert arena.view(small)
 
 
+def test_closed_while_another_thread_grows(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing, closed = threading.Event(), threading.Event()
+    touch = Segment.touch
+
+    def touch_when_closed(segment: Segment) -> None:
+        touch(segment)
+        growing.set()
+        assert closed.wait(10)
+
+    monkeypatch.setattr(Segment, "touch", touch_when_closed)
+    thread = threading.Thread(target=arena.grow, args=(MIB,))
+    thread.start()
+    assert growing.wait(10)
+    arena.close()
+    closed.set()
+    thread.join()
+    assert arena.segments == ()  # and ``no_leaks`` finds no file
+    with pytest.raises(ArenaFull, match="closed"):
+        arena.allocate(1)
+
+
 def test_threads_grow_while_the_owner_allocates(arena: Arena) -> None:
     threads = [threading.Thread(target=arena.grow, args=(MIB,)) for _ in range(4)]
     for thread in threads:

@@ -1,7 +1,7 @@
 """What the broker's pure machines (``Lifecycle``, ``Dispatcher``) ask for: the shell carries it out, in order.
 
-The first group leaves the process. The second goes from the life cycle of models to the dispatcher of requests; the shell
-passes it on at once, so that both machines agree after every event.
+The first group leaves the process. The second goes from the life cycle of models to the dispatcher of requests; the
+shell passes it on at once, so that both machines agree after every event.
 """
 
 import msgspec

@@ -20,8 +20,8 @@
         ├── ModelError             the model raised
         └── WorkerDied             the process that ran the request died, twice
 
-An error crosses a process boundary as ``conch.messages.Fault``; every protocol translates the classes in one table of its
-own. Messages are shown to clients: they hold no path, pid, address or segment name.
+An error crosses a process boundary as ``conch.messages.Fault``; every protocol translates the classes in one table of
+its own. Messages are shown to clients: they hold no path, pid, address or segment name.
 """
 
 from conch.messages import Fault

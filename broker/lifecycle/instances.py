@@ -1,0 +1,116 @@
+"""One model instance over the lives of its workers: restarts at once, backs off when that does not help.
+
+waiting ──► starting ──► loading ──► ready ──► (its worker dies) ──► starting …
+                │            │                        └─ too often ──► backed-off ── later ──► starting …
+                └────────────┴── died before it was ready ────────────────┘
+adopting: a worker of the former broker is listed by the launcher, but has not spoken to this broker yet
+"""
+
+import signal
+from collections import deque
+from typing import TYPE_CHECKING, Literal
+
+from broker.repository.snapshot import InstancePlan
+from conch.messages import Fault
+
+if TYPE_CHECKING:
+    from broker.lifecycle.models import Copy
+
+#: this many deaths within this time, and an instance is no longer restarted at once: it would only burn the machine
+CRASH_BUDGET = 5
+CRASH_WINDOW_S = 60.0
+#: pauses between restarts after that: doubled each time, until it has been well for CRASH_WINDOW_S
+FIRST_BACKOFF_S = 0.5
+LAST_BACKOFF_S = 60.0
+#: of a worker's last line of output, as much as a reason may show
+_MAX_LINE = 300
+
+InstanceState = Literal["waiting", "starting", "loading", "adopting", "ready", "backed-off"]
+
+
+class Instance:
+    """``number`` is its place in the configuration's list, stable over restarts; ``copy`` the copy it belongs to.
+
+    ``backed_off`` stays set while a restart after a pause is tried, until that one is ready: such an instance is not
+    counted on. ``restarts`` counts workers after the first. ``fault`` is what its current worker failed with.
+    """
+
+    __slots__ = (
+        "number",
+        "plan",
+        "copy",
+        "state",
+        "worker",
+        "backed_off",
+        "retry_at",
+        "restarts",
+        "last_error",
+        "fault",
+        "_deaths",
+        "_pause_s",
+        "_ready_since",
+    )
+
+    def __init__(self, number: int, plan: InstancePlan, copy: "Copy") -> None:
+        self.number = number
+        self.plan = plan
+        self.copy = copy
+        self.state: InstanceState = "waiting"
+        self.worker = ""
+        self.backed_off = False
+        self.retry_at = 0.0
+        self.restarts = 0
+        self.last_error = ""
+        self.fault: Fault | None = None
+        self._deaths: deque[float] = deque(maxlen=CRASH_BUDGET)
+        self._pause_s = FIRST_BACKOFF_S
+        self._ready_since = 0.0
+
+    def is_ready(self, now: float) -> None:
+        self.state = "ready"
+        self.backed_off = False
+        self.fault = None
+        self._ready_since = now
+
+    def has_died(self, reason: str, counts: bool, now: float) -> bool:
+        """Its worker is gone. True: start the next one now. False: it is backed off until ``retry_at``."""
+        was_ready = self.state == "ready"
+        self.worker = ""
+        self.restarts += 1
+        self.last_error = reason
+        self.fault = None
+        if was_ready and now - self._ready_since > CRASH_WINDOW_S:
+            self._pause_s = FIRST_BACKOFF_S
+        if counts:
+            self._deaths.append(now)
+        often = len(self._deaths) == CRASH_BUDGET and now - self._deaths[0] <= CRASH_WINDOW_S
+        has_recovered = self._pause_s == FIRST_BACKOFF_S
+        if was_ready and (not counts or (has_recovered and not often)):
+            self.state = "waiting"
+            return True
+        self.state = "backed-off"
+        self.backed_off = True
+        self.retry_at = now + self._pause_s
+        self._pause_s = min(self._pause_s * 2, LAST_BACKOFF_S)
+        return False
+
+
+def describe_death(instance: str, exit_code: int | None, signal_number: int | None, output_tail: str) -> str:
+    """Why an instance's worker is gone, with the last line that it printed."""
+    if signal_number is not None:
+        how = f"was killed by {signal_name(signal_number)}"
+    elif exit_code is not None:
+        how = f"exited with code {exit_code}"
+    else:
+        how = "is gone"
+    lines = [line.strip() for line in output_tail.splitlines() if line.strip()]
+    said = f"; its last output: {lines[-1][-_MAX_LINE:]}" if lines else ""
+    return f"the worker of instance '{instance}' {how}{said}"
+
+
+def signal_name(number: int) -> str:
+    """``"SIGSEGV"``; ``"signal 40"`` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,91 @@
+"""What others may know of the life cycle's state: the table of models, the state of each instance, the memory."""
+
+from collections.abc import Iterator
+
+from broker.lifecycle.memory import Memory, RememberedConfig, RememberedLoad
+from broker.lifecycle.models import Copy, Model, Slot
+from broker.lifecycle.roster import Roster
+from broker.repository.scan import DUPLICATE_REASON, Found
+from broker.repository.snapshot import Override
+from conch.messages import InstanceStatus, ModelEntry
+
+#: ``InstanceStatus`` knows fewer states: what has no worker yet is starting all the same
+_STATES = {"waiting": "starting", "adopting": "starting"}
+
+
+def entries(models: dict[str, Model], found: Found) -> tuple[ModelEntry, ...]:
+    """Every version of every model, by name and version."""
+    listed: list[ModelEntry] = []
+    for name in sorted({*models, *found.names}):
+        model = models.get(name)
+        if name in found.duplicates and (model is None or not model.serving):
+            listed.append(ModelEntry(name, 0, "UNAVAILABLE", DUPLICATE_REASON, False))
+        elif model is not None and model.slots:
+            listed.extend(_entry(name, slot) for _, slot in sorted(model.slots.items()))
+        elif name not in found.names:
+            continue
+        elif model is not None and model.poll_reason:
+            listed.append(ModelEntry(name, 0, "UNAVAILABLE", model.poll_reason, False))
+        else:
+            listed.append(ModelEntry(name, 0, "UNKNOWN", "", False))
+    return tuple(listed)
+
+
+def _entry(name: str, slot: Slot) -> ModelEntry:
+    copy = slot.serving
+    if copy is None:
+        return ModelEntry(name, slot.version, slot.state, slot.reason, False)
+    healthy = slot.state == "READY" and copy.healthy
+    return ModelEntry(name, slot.version, slot.state, slot.reason, healthy, copy.config_json, copy.snapshot.labels)
+
+
+def instances(models: dict[str, Model], roster: Roster) -> list[InstanceStatus]:
+    """Every instance, wanted or leaving. ``executions`` and whether it is busy are the dispatcher's to fill in."""
+    listed = []
+    for copy in _copies(models):
+        for instance in copy.own:
+            worker = roster.workers.get(instance.worker)
+            listed.append(
+                InstanceStatus(
+                    model=copy.name,
+                    version=copy.version,
+                    instance=instance.plan.name,
+                    worker=instance.worker,
+                    pid=worker.pid if worker is not None else 0,
+                    state=_STATES.get(instance.state, instance.state),
+                    restarts=instance.restarts,
+                    executions=0,
+                    last_error=instance.last_error,
+                )
+            )
+    for worker in roster.workers.values():
+        if worker.instance is None:
+            listed.append(
+                InstanceStatus(
+                    worker.name, worker.version, worker.instance_name, worker.id, worker.pid, "draining", 0, 0
+                )
+            )
+    return sorted(listed, key=lambda status: (status.model, status.version, status.instance, status.worker))
+
+
+def memory(models: dict[str, Model], loads: dict[str, Override] | None) -> Memory:
+    """What the next broker has to know. ``loads``: the models that are to be loaded by name, if that is how it goes."""
+    remembered = Memory()
+    if loads is not None:
+        remembered.loads = {name: RememberedLoad(each.config, each.folder) for name, each in sorted(loads.items())}
+    for name, model in sorted(models.items()):
+        serving = sorted((slot.version, slot.serving) for slot in model.serving if slot.serving is not None)
+        if serving:
+            remembered.configs[name] = {
+                version: RememberedConfig(copy.hash, copy.config_json) for version, copy in serving
+            }
+    return remembered
+
+
+def _copies(models: dict[str, Model]) -> Iterator[Copy]:
+    for model in models.values():
+        for slot in model.slots.values():
+            if slot.serving is not None:
+                yield slot.serving
+        for operation in model.operations:
+            yield from (copy for copy in operation.copies if copy.state in ("pending", "loading", "loaded"))

@@ -209,7 +209,10 @@ class Dispatcher:
         else:
             model.queue.push_back(jobs)
         slot.unreachable_until = now + UNREACHABLE_S
-        slot.settle()
+        if slot.draining:
+            self._drain_worker(slot)
+        else:
+            slot.settle()
         self._unreachable.add(slot)
         self._dirty[model] = None
 
@@ -242,10 +245,12 @@ class Dispatcher:
         """Queues a request of a requester that has said hello."""
         jobs = self._requesters.jobs[requester]
         id = request.id
+        if self._requesters.is_repeated(requester, id, request.attempt):
+            return
         if id in jobs:
             logger.error("requester %s submitted request %s again", requester, id)
             return
-        self._requesters.submitted(requester, id, request.attempt)
+        self._recovery.submitted(requester, id)
         model = self._models.get((request.model, request.version))
         if model is None:
             if not self._starting:
@@ -294,7 +299,8 @@ class Dispatcher:
         key: BatchKey = done.batch if done.epoch == self._epoch else (done.epoch, done.batch)
         jobs = None if slot is None else slot.batches.pop(key, None)
         if slot is None or jobs is None:
-            logger.error("worker %s reports batch %s of epoch %s, which it has not", worker, done.batch, done.epoch)
+            if done.epoch == self._epoch:
+                logger.error("worker %s reports batch %s, which it does not hold", worker, done.batch)
             return
         model = slot.model
         model.running -= len(jobs)
@@ -411,7 +417,7 @@ class Dispatcher:
                 self._timed.discard(model)
         if model.closing is not None and not model.queued:
             for worker in list(model.workers.values()):
-                if not worker.draining:
+                if worker.ready and not worker.draining:
                     self._drain_worker(worker)
 
     def _send(self, worker: WorkerSlot, jobs: list[Job], model: ModelSlot) -> None:

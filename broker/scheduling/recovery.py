@@ -83,6 +83,11 @@ class Recovery:
         missing.cancelled = True
         return True
 
+    def submitted(self, requester: str, id: int) -> None:
+        """It is here, so it is not missing."""
+        if self._missing:
+            self._missing.pop((requester, id), None)
+
     def forget(self, requester: str) -> None:
         for key in [key for key in self._missing if key[0] == requester]:
             del self._missing[key]

@@ -15,20 +15,28 @@ class Requesters:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[int, Job]] = {}
         self.out: list[Instruction] = []
-        #: (requester, id, attempt) told lost by a restart, and not heard of since
-        self._told: set[tuple[str, int, int]] = set()
+        #: (requester, id, attempt) told lost by a restart: whether it was submitted again
+        self._told: dict[tuple[str, int, int], bool] = {}
 
-    def submitted(self, requester: str, id: int, attempt: int) -> None:
-        if self._told:
-            self._told.discard((requester, id, attempt))
+    def is_repeated(self, requester: str, id: int, attempt: int) -> bool:
+        """Whether a request that comes in was submitted before, in this epoch, under the same attempt. A requester may
+        hear of the loss twice: from us, and in what it had not yet read of our predecessor."""
+        if not self._told:
+            return False
+        key = (requester, id, attempt)
+        if key not in self._told:
+            return False
+        repeated = self._told[key]
+        self._told[key] = True
+        return repeated
 
     def was_told(self, requester: str, id: int, attempt: int) -> bool:
-        """Whether its loss by a restart is already on its way to the requester."""
+        """Whether the requester was told of its loss by a restart."""
         return (requester, id, attempt) in self._told
 
     def forget(self, requester: str) -> list[Job]:
         """It is dead; returns what it had."""
-        self._told = {told for told in self._told if told[0] != requester}
+        self._told = {told: repeated for told, repeated in self._told.items() if told[0] != requester}
         return list(self.jobs.pop(requester, {}).values())
 
     def finish(self, jobs: list[Job]) -> tuple[int, float]:
@@ -82,7 +90,7 @@ class Requesters:
             if item.cancelled:
                 retired.setdefault(item.requester, []).append(item.id)
             else:
-                self._told.add((item.requester, item.id, item.attempt))
+                self._told[item.requester, item.id, item.attempt] = False
                 lost.setdefault(item.requester, []).append(item)
         for requester, numbers in retired.items():
             self.retire(requester, tuple(numbers))

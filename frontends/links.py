@@ -179,7 +179,7 @@ class Links:
             if kept is not None:
                 os.close(kept)
         link.backlog.clear()
-        link.mappings.close()
+        # The mappings end with the last result that is in them: it is still read, and then given back.
 
     def _send(self, link: WorkerLink, message: RequesterToWorker, descriptor: int | None) -> None:
         """Sends now, or as soon as the worker reads: a busy one has up to a few hundred of these waiting."""

@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, overload
 
 import msgspec
@@ -39,7 +38,7 @@ from conch.messages import (
 )
 from conch.run_dir import RunDir, new_peer_id
 from frontends.calls import Calls, Waiting
-from frontends.inference import InferenceCall, InferenceResult, OutputTensor
+from frontends.inference import InferenceCall, InferenceResult
 from frontends.links import Links
 from frontends.models import ModelTableView, ReadyModel
 from frontends.pending import (
@@ -54,6 +53,7 @@ from frontends.pending import (
     Pending,
     Send,
 )
+from frontends.results import make_result
 from frontends.validation import Checked, validate
 from shm.arena import Arena
 from shm.base import ArenaFull, BadReference
@@ -62,12 +62,13 @@ from shm.segment import Segment
 
 logger = logging.getLogger("conch.frontends.requester")
 
-#: an answer of up to this many bytes is copied, so that its worker has its memory back at once
-COPY_LIMIT_NBYTES = 64 * 1024
 TICK_S = 0.25
 #: ticks between two looks for idle segments
 _RETIRE_TICKS = 20
 _ALIGNMENT_NBYTES = 64
+#: as plain integers: the enumerations cost a microsecond each time
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 
 Future = asyncio.Future[InferenceResult]
 
@@ -309,7 +310,7 @@ class Requester:
                 _set_exception(asked, from_fault(response.error))
             return
         try:
-            result = _result(entry.request, response, mappings)
+            result = make_result(entry.request, response, mappings)
         except BadReference as error:
             logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
             if response.lease is not None:
@@ -342,7 +343,7 @@ class Requester:
 
     def _look(self) -> None:
         self._look_again = False
-        if self._context is not None and int(self._dealer.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._context is not None and int(self._dealer.socket.getsockopt(_EVENTS)) & _POLLIN:
             self._on_broker()
 
     def _on_broker(self) -> None:
@@ -437,30 +438,3 @@ def _set_exception(asked: _Asked, error: ConchError) -> None:
         future.remove_done_callback(asked.on_done)
         future.set_exception(error)
         future.exception()  # seen: whoever waits may have been cancelled a moment ago, and that is no error
-
-
-def _result(request: Request, response: Response, mappings: Mappings) -> InferenceResult:
-    """Raises ``BadReference``."""
-    views = []
-    total_nbytes = 0
-    for description in response.outputs:
-        reference = description.reference
-        if not isinstance(reference, Block):
-            raise BadReference(f"a {type(reference).__name__} in an output")
-        views.append(mappings.view(reference))
-        total_nbytes += reference.nbytes
-    lease = response.lease
-    if lease is None or total_nbytes > COPY_LIMIT_NBYTES:
-        outputs = [
-            OutputTensor(description.name, description.datatype, description.shape, view)
-            for description, view in zip(response.outputs, views, strict=True)
-        ]
-        give_back = None if lease is None else partial(mappings.give_back, lease)
-    else:
-        outputs = [
-            OutputTensor(description.name, description.datatype, description.shape, bytes(view))
-            for description, view in zip(response.outputs, views, strict=True)
-        ]
-        give_back = None
-        mappings.give_back(lease)
-    return InferenceResult(request.model, request.version, request.client_id, response.parameters, outputs, give_back)

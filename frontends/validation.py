@@ -240,14 +240,31 @@ def _sizes(model: ReadyModel, call: InferenceCall) -> str:
             continue
         try:
             found = count(tensor.data, elements)
-        except BadBytes as error:
-            reason, _, details = str(error).partition(",")
-            return f"{reason} {where},{details}"
+        except BadBytes:
+            return _incomplete(tensor.data, where)
         if found > elements:
             return f"unexpected number of string elements {found} {where}, expecting {elements}"
         if found < elements:
             return f"expected {elements} string elements {where}, got {found}"
     return ""
+
+
+def _incomplete(data: bytes | bytearray | memoryview, where: str) -> str:
+    """What is missing at the end of ``data``, which is not a whole number of BYTES elements."""
+    left = len(data)
+    while left >= BYTES_PREFIX_NBYTES:
+        start = len(data) - left
+        length = int.from_bytes(data[start : start + BYTES_PREFIX_NBYTES], "little")
+        left -= BYTES_PREFIX_NBYTES
+        if left < length:
+            return (
+                f"incomplete string data {where}, expecting string of length {length} but only {left} bytes available"
+            )
+        left -= length
+    return (
+        f"incomplete string length indicator {where}, expecting {BYTES_PREFIX_NBYTES} bytes but only {left} bytes "
+        "available. Please make sure the string length indicator is in one buffer."
+    )
 
 
 def _unexpected_input(model: ReadyModel, tensor: TensorInput) -> str:

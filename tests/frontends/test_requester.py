@@ -32,7 +32,8 @@ from conch.messages import (
 )
 from conch.run_dir import RunDir
 from frontends.inference import InferenceCall, InferenceResult, TensorInput
-from frontends.requester import COPY_LIMIT_NBYTES, Requester
+from frontends.requester import Requester
+from frontends.results import COPY_LIMIT_NBYTES
 from shm.arena import IDLE_S
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
 from tests.frontends.samples import entry, int32, simple_call, table
@@ -134,6 +135,21 @@ class TestAnswers:
             assert data_of(result)["OUTPUT1"] == b"\x02" * COPY_LIMIT_NBYTES
             assert worker.outstanding() == 1
             result.release()
+            result.release()
+            assert worker.outstanding() == 0
+
+    @on_uvloop
+    async def test_lent_answer_outlives_its_connection(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            s.broker.send(table(entry(max_batch_size=100_000), revision=2))
+            await eventually(lambda: s.requester.models.lookup("simple").max_batch_size == 100_000)
+            worker = s.worker()
+            future = s.submit(call(COPY_LIMIT_NBYTES))
+            await worker.answer(await s.broker.request())
+            result = await future
+            worker.disconnect()
+            await eventually(lambda: len(s.requester._links) == 0)
+            assert data_of(result)["OUTPUT1"] == b"\x02" * COPY_LIMIT_NBYTES
             result.release()
             assert worker.outstanding() == 0
 

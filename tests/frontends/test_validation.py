@@ -167,8 +167,16 @@ class TestRefused:
                 "incomplete string length indicator for inference input 'B' for model 'simple', expecting 4 bytes but "
                 "only 2 bytes available",
             ),
-            (packed(b"a", b"bcd")[:-1], "incomplete string data for inference input 'B' for model 'simple'"),
-            (b"\xff\xff\xff\xff" + bytes(20), "incomplete string data for inference input 'B' for model 'simple'"),
+            (
+                packed(b"a", b"bcd")[:-1],
+                "incomplete string data for inference input 'B' for model 'simple', expecting string of length 3 but "
+                "only 2 bytes available",
+            ),
+            (
+                b"\xff\xff\xff\xff" + bytes(20),
+                "incomplete string data for inference input 'B' for model 'simple', expecting string of length "
+                "4294967295 but only 20 bytes available",
+            ),
         ],
     )
     def test_bytes_elements(self, data: bytes, text: str) -> None:

@@ -23,7 +23,7 @@ from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, error_re
 from frontends.http.json_values import NOT_STRING, boolean, parse
 from frontends.http.routes import Match
 from frontends.inference import InferenceCall, InferenceResult
-from frontends.models import ModelTableView, ReadyModel
+from frontends.models import ModelTableView, ReadyModel, parse_version
 
 _READY_IS_NESTED: Final = re.compile(rb'"ready"\s*:\s*[\[{]')
 _EMPTY: Final = Reply(200)
@@ -110,8 +110,12 @@ class Endpoints:
     def statistics(self, request: Request, match: Match) -> Pending:
         version = 0
         if match.model:
-            model = self._models.lookup(match.model, match.version)
-            version = model.version if match.version else 0
+            if not self._models.ready_versions(match.model):
+                raise InvalidArgument(f"requested model '{match.model}' is not available")
+            if match.version:
+                version = parse_version(match.version)
+                if version not in self._models.ready_versions(match.model):
+                    raise InvalidArgument(f"requested model version is not available for model '{match.model}'")
         return self._call(AskStatistics(0, match.model, version), _statistics)
 
     # ------------------------------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ def _check_repository(match: Match) -> None:
 
 def _base64(key: str, text: str) -> bytes:
     try:
-        return base64.b64decode(text)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidArgument(f"'{key}' is not valid base64") from None
 

@@ -75,7 +75,7 @@ def test_pipelined_responses(nbytes: int) -> None:
     with Frontend() as frontend:
         reader = SlowReader(frontend.port, nbytes)
         requests = [request(seed, nbytes) for seed in range(answers)]
-        sender = threading.Thread(target=lambda: [reader.connection.sendall(sent) for sent, _ in requests])
+        sender = threading.Thread(target=reader.connection.sendall, args=(b"".join(sent for sent, _ in requests),))
         sender.start()
         for seed, (_, blob) in enumerate(requests):
             check(reader, seed, blob)

@@ -152,6 +152,8 @@ def make(supervisord: Any, **_options: str) -> Interface:
     if not supervisord.options.first:
         # after SIGHUP supervisord has closed every descriptor, and with it the lock
         _hold_lock(_settings, again=True)
+    # supervisord removes its pid file when it ends: run by root, it would remove /dev/null
+    supervisord.options.write_pidfile = lambda: None
     for group in supervisord.process_groups.values():
         for process in group.processes.values():
             stop_wait = _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS

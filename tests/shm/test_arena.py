@@ -199,10 +199,10 @@ def test_views_outlive_their_segment(arena: Arena) -> None:
 def test_grow_on_another_thread(arena: Arena) -> None:
     announced_on: list[threading.Thread] = []
     arena.on_segment_added = lambda segment: announced_on.append(threading.current_thread())
+    small = arena.allocate(100)
     assert arena.needs_growth(5 * MIB)
     thread = threading.Thread(target=arena.grow, args=(5 * MIB,))
     thread.start()
-    small = arena.allocate(100)
     thread.join()
     assert not arena.needs_growth(5 * MIB)
     reserved = arena.reserved_nbytes
@@ -337,16 +337,20 @@ class ArenaMachine(RuleBasedStateMachine):
         assert self.arena.reserved_nbytes <= 8 * MIB
 
     def teardown(self) -> None:
+        try:
+            self.everything_coalesces()
+        finally:
+            self.arena.close()
+
+    def everything_coalesces(self) -> None:
         for block in self.patterns:
             self.arena.free(block)
+        self.patterns.clear()
         assert self.arena.used_nbytes == 0
-        wholes = [self.arena.allocate_within(size) for size in sorted(self.whole_sizes(), reverse=True)]
-        assert None not in wholes
+        self.arena.retire_idle(self.now)  # also takes in what has been grown
+        sizes = sorted((segment.nbytes for segment in self.arena.segments), reverse=True)
+        assert None not in [self.arena.allocate_within(size) for size in sizes]
         assert self.arena.used_nbytes == self.arena.reserved_nbytes
-        self.arena.close()
-
-    def whole_sizes(self) -> list[int]:
-        return [segment.nbytes for segment in self.arena.segments]
 
 
 TestArenaMachine = ArenaMachine.TestCase

@@ -1,0 +1,138 @@
+"""The frontend as a process: when it listens, what it says, how it stops."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from conch.errors import Unavailable
+from conch.run_dir import RunDir
+from conch.settings import Settings
+from frontends.http.server import bind
+from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
+from tests.frontends.http.support import simple_request
+from tests.frontends.samples import entry, table
+
+ADDRESS = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((ADDRESS, port)) == 0
+
+
+class Process:
+    """``python -m frontends.http`` with its log."""
+
+    def __init__(self, run_dir: Path, port: int) -> None:
+        self.port = port
+        self._settings = Settings(run_dir=str(run_dir), http_port=port, exit_timeout_secs=5)
+        self._process: asyncio.subprocess.Process
+        self.log = ""
+
+    async def start(self) -> None:
+        environ = {**os.environ, **self._settings.to_environ()}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "frontends.http", env=environ, stderr=asyncio.subprocess.PIPE
+        )
+
+    async def until_logged(self, text: str) -> None:
+        assert self._process.stderr is not None
+        while text not in self.log:
+            line = await asyncio.wait_for(self._process.stderr.readline(), 10)
+            assert line, self.log
+            self.log += line.decode()
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        _, rest = await asyncio.wait_for(self._process.communicate(), 10)
+        self.log += rest.decode()
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+
+async def post(port: int, body: bytes) -> tuple[bytes, bytes]:
+    reader, writer = await asyncio.open_connection(ADDRESS, port)
+    writer.write(b"POST /v2/models/simple/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+    answer = await reader.readexactly(length)
+    writer.close()
+    return head.split(b"\r\n")[0], answer
+
+
+@on_uvloop
+async def test_life(run_dir: Path) -> None:
+    """It listens once the models are there, answers, finishes what is in flight on SIGTERM, and exits 0."""
+    RunDir(run_dir).create()
+    broker = FakeBroker(run_dir)
+    broker.table = table(entry(), server="starting")
+    process = Process(run_dir, free_port())
+    await process.start()
+    await eventually(lambda: bool(broker.hellos))
+    assert broker.hellos[0].role == "http"
+    assert not listens(process.port)
+    broker.table = table(entry(), revision=2)
+    broker.send(broker.table)
+    await process.until_logged(f"Started HTTPService at {ADDRESS}:{process.port}")
+    worker = FakeWorker(run_dir, broker.hellos[0].requester)
+    posting = asyncio.create_task(post(process.port, json.dumps(simple_request()).encode()))
+    request = await broker.request()
+    process.terminate()
+    await eventually(lambda: not listens(process.port))
+    await worker.answer(request)
+    status, answer = await posting
+    assert status == b"HTTP/1.1 200 OK"
+    assert json.loads(answer)["outputs"][0]["data"] == list(range(16))
+    assert await process.ended() == 0
+    worker.close()
+    broker.close()
+
+
+@on_uvloop
+async def test_stop_while_models_load(run_dir: Path) -> None:
+    RunDir(run_dir).create()
+    broker = FakeBroker(run_dir)
+    broker.table = table(server="starting")
+    process = Process(run_dir, free_port())
+    await process.start()
+    await eventually(lambda: bool(broker.hellos))
+    process.terminate()
+    assert await process.ended() == 0
+    broker.close()
+
+
+@on_uvloop
+async def test_port_in_use(run_dir: Path) -> None:
+    RunDir(run_dir).create()
+    with socket.create_server((ADDRESS, 0)) as taken:
+        process = Process(run_dir, taken.getsockname()[1])
+        await process.start()
+        assert await process.ended() == 1
+        assert f"Socket '{ADDRESS}:{process.port}' already in use" in process.log
+
+
+def test_bind() -> None:
+    with bind(ADDRESS, 0, reuse_port=False) as listener:
+        port = listener.getsockname()[1]
+        assert not listens(port)
+        listener.listen()
+        for reuse_port in (False, True):
+            with pytest.raises(Unavailable, match="already in use"):
+                bind(ADDRESS, port, reuse_port)
+    bind(ADDRESS, port, reuse_port=True).close()
+    with pytest.raises(Unavailable, match=r"cannot listen on '203\.0\.113\.1:"):
+        bind("203.0.113.1", 8000, reuse_port=False)

@@ -280,6 +280,20 @@ class Stage:
             "default_model_filename": "model.py",
         } | (config or {})
 
+    def onnx_model(self, name: str, model: Any, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Writes an ONNX model and returns the configuration that a model without config.pbtxt has."""
+        folder = self.path / "models" / name / "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.onnx").write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+        return {
+            "name": name,
+            "backend": "onnxruntime",
+            "max_batch_size": 0,
+            "input": [],
+            "output": [],
+            "default_model_filename": "model.onnx",
+        } | (config or {})
+
     def spawn(self, config: dict[str, Any], complete: bool = False, **options: Any) -> str:
         """Asks for a worker; returns its id."""
         name = config["name"]

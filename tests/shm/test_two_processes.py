@@ -51,21 +51,21 @@ class Owner:
 
 @contextlib.contextmanager
 def running_owner(run_dir: Path, name: str) -> Iterator[Owner]:
-    listener = listen(run_dir / name)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.shm.owner", str(run_dir / name)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    with process, contextlib.closing(Mappings()) as mappings, listener:
-        try:
-            assert select.select([listener], [], [], 10)[0]
-            connection = listener.accept()[0]
-            yield receive(process, connection, mappings)
-        finally:
-            process.kill()
+    with contextlib.closing(Mappings()) as mappings, listen(run_dir / name) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.shm.owner", str(run_dir / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        with process:
+            try:
+                assert select.select([listener], [], [], 10)[0]
+                connection = listener.accept()[0]
+                yield receive(process, connection, mappings)
+            finally:
+                process.kill()
 
 
 def receive(process: subprocess.Popen[str], connection: socket.socket, mappings: Mappings) -> Owner:

@@ -89,7 +89,8 @@ class Dispatcher:
         self._dirty.pop(model, None)
         self._timed.discard(model)
         for worker in list(model.workers.values()):
-            self._drain_worker(worker)
+            if worker.ready:
+                self._drain_worker(worker)
 
     def startup_finished(self, now: float) -> None:
         """Every model that comes by itself has come: requests kept for others are rejected."""
@@ -157,6 +158,12 @@ class Dispatcher:
     def worker_ready(self, worker: str, model: str, version: int) -> None:
         """It takes batches from now on. Repeating it is harmless, and ends its being unreachable."""
         slot = self._worker(worker, model, version)
+        home = self._model(model, version)
+        if slot.model is not home and not slot.batches:  # the version was removed and loaded again meanwhile
+            slot.leave()
+            slot.model.workers.pop(worker, None)
+            slot.model = home
+            home.workers[worker] = slot
         slot.ready = True
         self._reachable(slot)
 
@@ -304,6 +311,7 @@ class Dispatcher:
             return
         model = slot.model
         model.running -= len(jobs)
+        slot.executions += 1
         if done.failed or done.undelivered:
             self._finish_partly(slot, jobs, done, now)
         else:
@@ -453,9 +461,10 @@ class Dispatcher:
         model = self._models.get((name, version))
         return (0, 0) if model is None else (model.queued, model.running)
 
-    def is_busy(self, worker: str) -> bool:
+    def work_of(self, worker: str) -> tuple[bool, int]:
+        """Whether it holds something, and how many batches it has done for this broker."""
         slot = self._workers.get(worker)
-        return slot is not None and bool(slot.batches)
+        return (False, 0) if slot is None else (bool(slot.batches), slot.executions)
 
     def inflight_of(self, requester: str) -> int:
         return len(self._requesters.jobs.get(requester, ()))

@@ -26,7 +26,18 @@ class WorkerSlot:
     neither: not ready, draining, full, unreachable for the moment, or holding a request that must be alone.
     """
 
-    __slots__ = ("name", "model", "batches", "ready", "draining", "drain_sent", "alone", "place", "unreachable_until")
+    __slots__ = (
+        "name",
+        "model",
+        "batches",
+        "ready",
+        "draining",
+        "drain_sent",
+        "alone",
+        "place",
+        "unreachable_until",
+        "executions",
+    )
 
     def __init__(self, name: str, model: "ModelSlot") -> None:
         self.name = name
@@ -38,6 +49,7 @@ class WorkerSlot:
         self.alone = False
         self.place: deque[WorkerSlot] | None = None
         self.unreachable_until = 0.0
+        self.executions = 0
 
     def jobs(self) -> Iterator[Job]:
         for jobs in self.batches.values():

@@ -1,8 +1,8 @@
 """The part of Triton's ModelConfig that Conch acts on, as typed, frozen structs.
 
 The canonical form of a configuration is its normalised JSON (inventory 2.13): the broker makes it from config.pbtxt,
-every other process gets the JSON and decodes from it what it needs. Fields not listed here stay in the JSON and reach the
-model.
+every other process gets the JSON and decodes from it what it needs. Fields not listed here stay in the JSON and reach
+the model.
 """
 
 import msgspec

@@ -1,0 +1,429 @@
+"""What each message to the broker leads to: who has said HELLO, which machine is told, what is sent to whom.
+
+No sockets and no clock: ``Outlet`` is the server's shell. The wiring is what ``broker.lifecycle.machine`` and
+``docs/design.md`` say.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable
+from math import inf
+from typing import Any, Protocol
+
+from broker import status
+from broker.instructions import (
+    CallFinished,
+    ModelDraining,
+    ModelGone,
+    ModelReady,
+    TableChanged,
+    ToControl,
+    ToData,
+    ToLauncher,
+    ToPeer,
+    WorkerDraining,
+    WorkerReady,
+)
+from broker.lifecycle import DropFolder, FindNames, Lifecycle, LifecycleInstruction, Poll, PollAll, Remember
+from broker.repository import Found, Override, Snapshot
+from broker.scheduling.dispatcher import Dispatcher
+from conch.messages import (
+    PROTOCOL_VERSION,
+    Answer,
+    AskStatistics,
+    AskStatus,
+    Batch,
+    Cancel,
+    Completed,
+    Died,
+    Done,
+    Fault,
+    Kill,
+    LauncherHello,
+    LoadFailed,
+    LoadModel,
+    ModelTable,
+    ObserverHello,
+    PeerStatus,
+    Ready,
+    Request,
+    RequesterHello,
+    ServerState,
+    ServerStatus,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    ToBroker,
+    UnloadModel,
+    Unwelcome,
+    Welcome,
+    WorkerHello,
+)
+
+logger = logging.getLogger("conch.broker.exchange")
+
+#: messages that wait for a peer that does not read; it has lost its mind when there are more
+_MAX_BACKLOG = 100_000
+_BACKLOG_RETRY_S = 0.02
+Work = Poll | PollAll | FindNames | Remember | DropFolder
+
+
+class Outlet(Protocol):
+    """What the exchange needs from the shell around it."""
+
+    def send(self, peer: bytes, message: Any) -> bool:
+        """To the socket with this routing id; False if it cannot be reached now."""
+        ...
+
+    def work(self, effect: Work) -> None:
+        """File work, in order, off the loop; results come back to ``polled``, ``polled_all`` and ``names_found``."""
+        ...
+
+    def watch(self, peer: bytes, pid: int) -> bool:
+        """``gone(peer)`` is to be called when the process dies. False if it is dead already."""
+        ...
+
+
+class Known:
+    """A requester, an observer or the launcher that has said HELLO."""
+
+    __slots__ = ("name", "role", "pid")
+
+    def __init__(self, name: str, role: str, pid: int) -> None:
+        self.name = name
+        self.role = role
+        self.pid = pid
+
+
+class Exchange:
+    def __init__(
+        self, epoch: int, dispatcher: Dispatcher, lifecycle: Lifecycle, outlet: Outlet, started_ms: int
+    ) -> None:
+        self.epoch = epoch
+        self._dispatcher = dispatcher
+        self._lifecycle = lifecycle
+        self._outlet = outlet
+        self._started_ms = started_ms
+        self._requesters: dict[bytes, Known] = {}
+        self._observers: dict[bytes, Known] = {}
+        self._launcher: tuple[bytes, Known] | None = None
+        #: workers that have said HELLO: by name, and by the routing ids of their two sockets
+        self._workers: dict[str, WorkerHello] = {}
+        self._worker_sockets: dict[bytes, str] = {}
+        self._backlog: dict[bytes, deque[Any]] = {}
+        self._revision = 0
+        self._started = False
+        self._exiting = False
+        self._lifecycle_wakeup: float | None = None
+
+    # ----------------------------------------------------------------------------------------------------- the shell
+
+    def start(self, now: float) -> None:
+        self._carry_out(self._lifecycle.start(now), now)
+
+    def flush(self, now: float) -> bool:
+        """Sends what the dispatcher has; to be called after one or many messages. False if there was nothing."""
+        instructions = self._dispatcher.dispatch(now)
+        if not instructions:
+            return False
+        self._carry_out(instructions, now)
+        return True
+
+    def tick(self, now: float) -> None:
+        """To be called when ``next_wakeup`` has come; ``flush`` afterwards."""
+        if self._lifecycle_wakeup is not None and self._lifecycle_wakeup <= now:
+            self._live(self._lifecycle.tick(now), now)
+        for peer, waiting in list(self._backlog.items()):
+            while waiting and self._outlet.send(peer, waiting[0]):
+                waiting.popleft()
+            if not waiting:
+                del self._backlog[peer]
+
+    def next_wakeup(self, now: float) -> float | None:
+        wakeup = inf
+        for time in (self._lifecycle_wakeup, self._dispatcher.next_wakeup):
+            if time is not None and time < wakeup:
+                wakeup = time
+        if self._backlog:
+            wakeup = min(wakeup, now + _BACKLOG_RETRY_S)
+        return None if wakeup == inf else wakeup
+
+    def exit(self, now: float) -> None:
+        """Every model is unloaded; what is accepted still runs."""
+        self._exiting = True
+        self._live(self._lifecycle.drain_all(now), now)
+        self._push_table()
+
+    def kill_all(self, now: float) -> None:
+        self._live(self._lifecycle.kill_all(now), now)
+
+    @property
+    def drained(self) -> bool:
+        return self._lifecycle.drained
+
+    @property
+    def state(self) -> ServerState:
+        if self._exiting:
+            return "exiting"
+        return "ready" if self._started else "starting"
+
+    def gone(self, peer: bytes, now: float) -> None:
+        """The process behind ``peer`` is dead."""
+        self._backlog.pop(peer, None)
+        self._observers.pop(peer, None)
+        requester = self._requesters.pop(peer, None)
+        if requester is not None:
+            logger.info("%s frontend is gone, pid %s", requester.role, requester.pid)
+            self._dispatcher.requester_gone(requester.name)
+        if self._launcher is not None and self._launcher[0] == peer:
+            logger.error("the launcher is gone, pid %s", self._launcher[1].pid)
+            self._launcher = None
+            self._live(self._lifecycle.launcher_gone(now), now)
+
+    # --------------------------------------------------------------------------------------------- results of file work
+
+    def polled(self, operation: int, result: Snapshot | Fault, now: float) -> None:
+        self._live(self._lifecycle.polled(operation, result, now), now)
+
+    def polled_all(self, found: Found, snapshots: dict[str, Snapshot | Fault], now: float) -> None:
+        self._live(self._lifecycle.polled_all(found, snapshots, now), now)
+
+    def names_found(self, found: Found, now: float) -> None:
+        self._live(self._lifecycle.names_found(found, now), now)
+
+    # -------------------------------------------------------------------------------------------------------- messages
+
+    def receive(self, peer: bytes, message: ToBroker, now: float) -> None:
+        """A message from the socket with routing id ``peer``. ``flush`` afterwards."""
+        match message:
+            case Request():
+                requester = self._requesters.get(peer)
+                if requester is None:
+                    self._unwelcome(peer)
+                else:
+                    self._dispatcher.submit(requester.name, message, now)
+            case Done():
+                worker = self._worker_sockets.get(peer)
+                if worker is not None:
+                    self._dispatcher.done(worker, message, now)
+            case Cancel(_, id):
+                requester = self._requesters.get(peer)
+                if requester is None:
+                    self._unwelcome(peer)
+                else:
+                    self._dispatcher.cancel(requester.name, id, now)
+            case RequesterHello() | ObserverHello() | WorkerHello() | LauncherHello():
+                self._hello(peer, message, now)
+            case Spawned() | SpawnFailed() | Died():
+                if self._launcher is not None and self._launcher[0] == peer:
+                    self._from_launcher(message, now)
+            case Completed() | Ready() | LoadFailed():
+                if self._worker_sockets.get(peer) == message.worker:
+                    self._from_worker(message, now)
+            case LoadModel() | UnloadModel() | AskStatistics() | AskStatus():
+                if peer in self._requesters or peer in self._observers:
+                    self._call(peer, message, now)
+                else:
+                    self._unwelcome(peer)
+
+    def _unwelcome(self, peer: bytes) -> None:
+        """Workers and the launcher are not told: their HELLO comes by itself, and must come once."""
+        self._outlet.send(peer, Unwelcome(self.epoch))
+
+    def _hello(
+        self, peer: bytes, hello: RequesterHello | ObserverHello | WorkerHello | LauncherHello, now: float
+    ) -> None:
+        if hello.protocol != PROTOCOL_VERSION:
+            text = f"protocol version {hello.protocol} is not {PROTOCOL_VERSION}, which the broker speaks"
+            logger.error("%s of pid %s: %s", type(hello).__name__, hello.pid, text)
+            self._outlet.send(peer, Unwelcome(self.epoch, Fault("Unsupported", text)))
+            return
+        match hello:
+            case RequesterHello():
+                self._requester_hello(peer, hello, now)
+            case ObserverHello():
+                self._observers[peer] = Known(peer.decode(errors="replace"), "observer", hello.pid)
+                self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+                self._tell(peer, self._table())
+                if not self._outlet.watch(peer, hello.pid):
+                    self.gone(peer, now)
+            case WorkerHello():
+                self._worker_hello(peer, hello, now)
+            case LauncherHello():
+                self._launcher_hello(peer, hello, now)
+
+    def _requester_hello(self, peer: bytes, hello: RequesterHello, now: float) -> None:
+        if hello.requester.encode() != peer:
+            logger.error("a requester says that it is %s, its socket is %s", hello.requester, peer)
+            return
+        if peer not in self._requesters:
+            logger.info("%s frontend is here, pid %s", hello.role, hello.pid)
+        self._requesters[peer] = Known(hello.requester, hello.role, hello.pid)
+        self._backlog.pop(peer, None)
+        self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._tell(peer, self._table())
+        self._dispatcher.requester_hello(hello.requester, hello.awaited)
+        if not self._outlet.watch(peer, hello.pid):
+            self.gone(peer, now)
+
+    def _worker_hello(self, peer: bytes, hello: WorkerHello, now: float) -> None:
+        worker = hello.worker
+        if not self._dispatcher.worker_hello(worker, hello.model, hello.version, hello.running, now):
+            logger.error("worker %s of '%s', pid %s, is not expected here", worker, hello.model, hello.pid)
+            self._outlet.send(peer, Unwelcome(self.epoch, Fault("Internal", "this worker is not expected")))
+            if self._launcher is not None:
+                self._tell(self._launcher[0], Kill(worker))
+            return
+        self._workers[worker] = hello
+        for socket in (b"C", b"D"):
+            self._worker_sockets[socket + worker.encode()] = worker
+        self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._live(self._lifecycle.worker_hello(hello, now), now)
+
+    def _launcher_hello(self, peer: bytes, hello: LauncherHello, now: float) -> None:
+        repeated = self._launcher is not None and self._launcher[1].pid == hello.pid
+        self._launcher = (peer, Known(peer.decode(errors="replace"), "launcher", hello.pid))
+        self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        if repeated:  # the list may have crossed a Spawn, see docs/design.md
+            return
+        logger.info("the launcher is here, pid %s, with %s workers", hello.pid, len(hello.workers))
+        for worker in self._dispatcher.launcher_hello(hello.workers):
+            self._worker_lost(worker, Died(worker, 0, None, None), now)
+        self._live(self._lifecycle.launcher_hello(hello.workers, now), now)
+        if not self._outlet.watch(peer, hello.pid):
+            self.gone(peer, now)
+
+    def _worker_lost(self, worker: str, died: Died, now: float) -> bool:
+        """Returns whether a request is to blame."""
+        self._workers.pop(worker, None)
+        for socket in (b"C", b"D"):
+            self._worker_sockets.pop(socket + worker.encode(), None)
+            self._backlog.pop(socket + worker.encode(), None)
+        return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now)
+
+    def _from_launcher(self, message: Spawned | SpawnFailed | Died, now: float) -> None:
+        match message:
+            case Spawned(worker, pid):
+                self._live(self._lifecycle.spawned(worker, pid, now), now)
+            case SpawnFailed(worker, fault):
+                self._live(self._lifecycle.spawn_failed(worker, fault, now), now)
+            case Died():
+                retrying = self._worker_lost(message.worker, message, now)
+                lives = self._lifecycle.died(
+                    message.worker, message.exit_code, message.signal, message.output_tail, not retrying, now
+                )
+                self._live(lives, now)
+
+    def _from_worker(self, message: Completed | Ready | LoadFailed, now: float) -> None:
+        match message:
+            case Completed(worker, config):
+                self._live(self._lifecycle.completed(worker, config, now), now)
+            case Ready(worker):
+                self._live(self._lifecycle.ready(worker, now), now)
+            case LoadFailed(worker, fault):
+                self._live(self._lifecycle.load_failed(worker, fault, now), now)
+
+    def _call(self, peer: bytes, call: LoadModel | UnloadModel | AskStatistics | AskStatus, now: float) -> None:
+        caller = peer.decode()
+        match call:
+            case LoadModel():
+                override = Override(config=call.config, files=call.files)
+                self._live(self._lifecycle.load(call.name, now, caller, call.call, override), now)
+            case UnloadModel():
+                self._live(self._lifecycle.unload(call.name, now, caller, call.call), now)
+            case AskStatistics():
+                found = self._dispatcher.statistics(call.name, call.version)
+                fault = None if found else status.why_no_statistics(call, self._dispatcher)
+                self._tell(peer, Answer(call.call, fault, found))
+            case AskStatus():
+                self._tell(peer, Answer(call.call, None, self._status()))
+
+    # ---------------------------------------------------------------------------------------------------- instructions
+
+    def _live(self, instructions: list[LifecycleInstruction], now: float) -> None:
+        """Carries out what the life cycle asks for, after any event that it was told."""
+        self._carry_out(instructions, now)
+        self._lifecycle_wakeup = self._lifecycle.next_wakeup
+        if not self._started and self._lifecycle.startup_finished:
+            self._started = True
+            self._dispatcher.startup_finished(now)
+            if not self._exiting:
+                logger.info("every model has been loaded or has failed; pid %s serves", os.getpid())
+                self._push_table()
+
+    def _carry_out(self, instructions: Iterable[LifecycleInstruction], now: float) -> None:
+        dispatcher = self._dispatcher
+        for instruction in instructions:
+            match instruction:
+                case ToData(worker, message):
+                    self._send_batch(worker, message, now)
+                case ToPeer(name, message):
+                    self._tell(name.encode(), message)
+                case ToControl(worker, message):
+                    self._tell(b"C" + worker.encode(), message)
+                case ToLauncher(message):
+                    if isinstance(message, Spawn):
+                        dispatcher.worker_expected(message.worker)
+                    if self._launcher is not None:
+                        self._tell(self._launcher[0], message)
+                case TableChanged():
+                    self._push_table()
+                case CallFinished(name, call, fault):
+                    self._tell(name.encode(), Answer(call, fault))
+                case ModelReady(name, version, config, fresh_statistics):
+                    dispatcher.add_model(name, version, config, fresh_statistics)
+                case ModelDraining(name, version, fault):
+                    dispatcher.drain_model(name, version, fault)
+                case ModelGone(name, version, fault):
+                    dispatcher.remove_model(name, version, fault, now)
+                case WorkerReady(worker, model, version):
+                    dispatcher.worker_ready(worker, model, version)
+                case WorkerDraining(worker):
+                    dispatcher.worker_draining(worker)
+                case Poll() | PollAll() | FindNames() | Remember() | DropFolder():
+                    self._outlet.work(instruction)
+
+    def _send_batch(self, worker: str, batch: Batch, now: float) -> None:
+        if not self._outlet.send(b"D" + worker.encode(), batch):
+            self._dispatcher.unreachable(worker, batch.id, now)
+
+    def _tell(self, peer: bytes, message: Any) -> None:
+        """In order, and kept while the peer is known and does not read."""
+        waiting = self._backlog.get(peer)
+        if waiting is None and self._outlet.send(peer, message):
+            return
+        if not self._is_known(peer):
+            return
+        if waiting is None:
+            waiting = self._backlog[peer] = deque()
+        if len(waiting) >= _MAX_BACKLOG:
+            logger.error("%s does not read its messages, some are dropped", peer)
+            waiting.popleft()
+        waiting.append(message)
+
+    def _is_known(self, peer: bytes) -> bool:
+        if peer in self._requesters or peer in self._observers or peer in self._worker_sockets:
+            return True
+        return self._launcher is not None and self._launcher[0] == peer
+
+    def _table(self) -> ModelTable:
+        return ModelTable(self.epoch, self._revision, self.state, self._lifecycle.entries())
+
+    def _push_table(self) -> None:
+        self._revision += 1
+        table = self._table()
+        for peer in (*self._requesters, *self._observers):
+            self._tell(peer, table)
+
+    def _status(self) -> ServerStatus:
+        processes = [PeerStatus("broker", os.getpid())]
+        if self._launcher is not None:
+            processes.append(PeerStatus("launcher", self._launcher[1].pid))
+        processes += [
+            PeerStatus(known.role, known.pid, self._dispatcher.inflight_of(known.name))
+            for known in self._requesters.values()
+        ]
+        return status.server_status(
+            self.epoch, self.state, self._started_ms, processes, self._lifecycle, self._dispatcher
+        )

@@ -1,0 +1,238 @@
+"""The broker's shell: one thread that moves messages between its sockets and the pure machines.
+
+It sleeps until something comes: a message, a process's death, a signal, the result of file work, or the next timer.
+"""
+
+import logging
+import os
+import select
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from broker.exchange import Exchange, Work
+from broker.files import FileThread
+from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, restore, save
+from broker.repository import BackendSettings, Found, Repository
+from broker.repository.overrides import remove_folder, remove_other_folders
+from broker.scheduling.dispatcher import Dispatcher
+from conch.channels import BadMessage
+from conch.channels.zeromq import RouterChannel
+from conch.messages import Fault, ToBroker
+from conch.process import StopSignals
+from conch.run_dir import RunDir, new_peer_id
+from conch.settings import Settings
+
+logger = logging.getLogger("conch.broker.server")
+
+#: messages handled before batches are formed and other descriptors are looked at
+_ROUND = 256
+#: how long killed workers may take to be reported dead
+_KILL_S = 2.0
+#: how long the last messages may take to leave
+_LINGER_MS = 500
+_UNREADABLE = Fault("Internal", "internal error; the server's log has the details")
+
+
+class Server:
+    """One broker process. ``run`` returns its exit status."""
+
+    def __init__(self, settings: Settings, stop: StopSignals) -> None:
+        run_dir = RunDir(settings.run_dir)
+        self._settings = settings
+        self._stop = stop
+        self._loaded_file = run_dir.loaded
+        self._overrides = run_dir.path / "overrides"
+        self._repository = Repository(
+            settings.model_repository,
+            self._overrides,
+            auto_complete=not settings.disable_auto_complete_config,
+            config_name=settings.model_config_name,
+            backend_settings=BackendSettings(settings.backend_config),
+        )
+        self._repository.check()
+        memory = restore(run_dir.loaded)
+        lifecycle = Lifecycle(
+            new_id=new_peer_id,
+            control_mode=settings.model_control_mode,
+            load_at_start=settings.load_model,
+            poll_interval_s=settings.repository_poll_secs,
+            parallel_loads=settings.model_load_thread_count,
+            load_retries=settings.model_load_retry_count,
+            memory=memory,
+        )
+        # greater than that of any broker that ran here before
+        epoch = time.monotonic_ns()
+        dispatcher = Dispatcher(epoch, time.time_ns() - epoch)
+        self._exchange = Exchange(epoch, dispatcher, lifecycle, self, time.time_ns() // 1_000_000)
+        self._files = FileThread()
+        folders = {load.folder for load in (memory.loads or {}).values()}
+        self._files.submit(lambda: remove_other_folders(self._overrides, folders), lambda _: None)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._channel: RouterChannel[Any, ToBroker] = RouterChannel(self._context, run_dir.broker_socket, ToBroker)
+        self._watched: dict[int, bytes] = {}
+        self._pidfds: dict[bytes, tuple[int, int]] = {}
+        self._unreadable = 0
+        self._exit_by: float | None = None
+        self._killed = False
+        self._signals = 0
+        self._poll = select.epoll()
+        for descriptor in (self._channel.fileno(), self._files.fileno(), stop.fileno()):
+            self._poll.register(descriptor, select.EPOLLIN)
+
+    def run(self) -> int:
+        """Until a stop signal and the end of every worker: 0, or 1 if that took too long."""
+        self._exchange.start(time.monotonic())
+        while not self._finished():
+            if not self._round():
+                self._wait()
+        if self._killed:
+            logger.error("Exit timeout expired. Exiting immediately.")
+        return 1 if self._killed else 0
+
+    def close(self) -> None:
+        self._files.close(timeout_s=1.0)
+        self._channel.socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self._channel.close()
+        self._context.term()
+        self._poll.close()
+        for pidfd, _ in self._pidfds.values():
+            os.close(pidfd)
+
+    # -------------------------------------------------------------------------------------------------------- the loop
+
+    def _round(self) -> bool:
+        """Handles what the socket has, up to a bound. False if there was nothing, and nothing to send: the socket's
+        descriptor, which is edge-triggered, can then be waited for."""
+        exchange = self._exchange
+        receive = self._channel.receive_nowait
+        now = time.monotonic()
+        worked = False
+        for _ in range(_ROUND):
+            try:
+                received = receive()
+                if received is None:
+                    break
+                worked = True
+                exchange.receive(*received, now)
+            except BadMessage as error:
+                worked = True
+                self._unreadable += 1
+                if self._unreadable == 1 or self._unreadable % 1000 == 0:
+                    logger.error("dropped an unreadable message, the %s. so far: %s", self._unreadable, error)
+            except Exception:  # one peer's message must not end the broker
+                logger.exception("a message could not be handled")
+        return exchange.flush(now) or worked
+
+    def _wait(self) -> None:
+        now = time.monotonic()
+        wakeup = self._exchange.next_wakeup(now)
+        if self._exit_by is not None and (wakeup is None or self._exit_by < wakeup):
+            wakeup = self._exit_by
+        for descriptor, _ in self._poll.poll(None if wakeup is None else max(0.0, wakeup - now)):
+            if descriptor in self._watched:
+                self._died(descriptor)
+            elif descriptor == self._files.fileno():
+                self._files.deliver()
+            elif descriptor == self._stop.fileno():
+                self._look_at_signals(time.monotonic())
+        if wakeup is not None:
+            now = time.monotonic()
+            if wakeup <= now:
+                self._exchange.tick(now)
+
+    def _look_at_signals(self, now: float) -> None:
+        signals = self._stop.take()
+        if signals == self._signals:
+            return
+        self._signals = signals
+        if self._exit_by is None:
+            logger.info("stopping; up to %s s for requests to finish", self._settings.exit_timeout_secs)
+            self._exit_by = now + self._settings.exit_timeout_secs
+            self._exchange.exit(now)
+        elif not self._killed:
+            self._kill(now)
+
+    def _finished(self) -> bool:
+        if self._exit_by is None:
+            return False
+        if self._exchange.drained:
+            return True
+        now = time.monotonic()
+        if now < self._exit_by:
+            return False
+        if self._killed:
+            return True
+        self._kill(now)
+        return False
+
+    def _kill(self, now: float) -> None:
+        self._killed = True
+        self._exit_by = now + _KILL_S
+        self._exchange.kill_all(now)
+
+    def _died(self, pidfd: int) -> None:
+        peer = self._watched[pidfd]
+        self._unwatch(peer)
+        self._exchange.gone(peer, time.monotonic())
+
+    # ----------------------------------------------------------------------------------------------- for the exchange
+
+    def send(self, peer: bytes, message: Any) -> bool:
+        return self._channel.send_nowait(peer, message)
+
+    def watch(self, peer: bytes, pid: int) -> bool:
+        watched = self._pidfds.get(peer)
+        if watched is not None and watched[1] == pid:
+            return True
+        self._unwatch(peer)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return False
+        self._pidfds[peer] = (pidfd, pid)
+        self._watched[pidfd] = peer
+        self._poll.register(pidfd, select.EPOLLIN)
+        return True
+
+    def _unwatch(self, peer: bytes) -> None:
+        pidfd, _ = self._pidfds.pop(peer, (-1, 0))
+        if pidfd >= 0:
+            self._poll.unregister(pidfd)
+            del self._watched[pidfd]
+            os.close(pidfd)
+
+    def work(self, effect: Work) -> None:
+        exchange, repository, submit = self._exchange, self._repository, self._files.submit
+        match effect:
+            case Poll(operation, name, override):
+                submit(
+                    lambda: repository.poll(name, override),
+                    lambda result: exchange.polled(operation, result, time.monotonic()),
+                    _UNREADABLE,
+                )
+            case PollAll():
+                submit(
+                    repository.poll_all,
+                    lambda result: exchange.polled_all(result[0], result[1], time.monotonic()),
+                    (Found((), frozenset()), {}),
+                )
+            case FindNames():
+                submit(
+                    repository.find,
+                    lambda found: exchange.names_found(found, time.monotonic()),
+                    Found((), frozenset()),
+                )
+            case Remember(data):
+                submit(lambda: _save(self._loaded_file, data), lambda _: None)
+            case DropFolder(folder):
+                submit(lambda: remove_folder(folder), lambda _: None)
+
+
+def _save(path: Path, data: bytes) -> None:
+    try:
+        save(path, data)
+    except OSError as error:
+        logger.error("the loaded models could not be written down for the next broker: %s", error)

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from frontends.http.buffers import BodyBuffers
 from frontends.http.exchange import Application
 from frontends.http.protocol import Connection
 
@@ -61,6 +62,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.connections: set[Connection] = set()
+        self.buffers = BodyBuffers()
         #: request-body bytes held now
         self.buffered_nbytes = 0
         #: no new requests on open connections: answers say ``Connection: close``
@@ -120,5 +122,6 @@ class Engine:
     def _sweep(self) -> None:
         self._sweeper = self.loop.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
         self.now = now = self.loop.time()
+        self.buffers.retire_idle(now)
         for connection in list(self.connections):
             connection.check(now)

@@ -30,7 +30,7 @@ class Request:
     """One request. ``method`` is upper case; ``target`` is the request line's target as it came; ``fields`` maps
     lower-case header names to the last value of each. ``content_length`` is None for a chunked body and for none.
 
-    ``body`` belongs to the application only until ``Application.answer`` returns: the engine then takes it back.
+    ``body`` is dropped by the engine when ``Application.answer`` returns; whoever keeps a view of it keeps its memory.
     """
 
     __slots__ = ("body", "buffered_nbytes", "content_length", "fields", "keep_alive", "method", "refusal", "target")

@@ -15,7 +15,6 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
-import numpy as np
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from frontends.http.exchange import REASONS, Pending, Reply, Request, error_reply
@@ -139,6 +138,7 @@ class Connection(asyncio.BufferedProtocol):
             self._engine.loop.call_soon(self._released)
         if self._request is not None:
             self._give_back(self._request)
+        self._body = b""
         self._drop_queue()
 
     def eof_received(self) -> bool:
@@ -246,6 +246,7 @@ class Connection(asyncio.BufferedProtocol):
         return None
 
     def _give_back(self, request: Request) -> None:
+        """The engine does not need the request's body any more."""
         request.body = b""
         self._engine.buffered_nbytes -= request.buffered_nbytes
         request.buffered_nbytes = 0
@@ -318,12 +319,9 @@ class Connection(asyncio.BufferedProtocol):
         if nbytes == 0:
             return
         try:
-            # not a bytearray: its zeroes would make a promise of 2 GiB cost 2 GiB
-            body = np.empty(nbytes, np.uint8).data
+            self._body = self._rest = self._engine.buffers.take(nbytes)
         except MemoryError:
             raise _Refused(error_reply(503, "out of memory", _RETRY_AFTER)) from None
-        self._body = body
-        self._rest = body
 
     def _received_directly(self, nbytes: int) -> None:
         request, rest = self._request, self._rest
@@ -449,10 +447,7 @@ class Connection(asyncio.BufferedProtocol):
             except Exception:
                 logger.exception("a request could not be answered")
                 reply = error_reply(500, "internal error")
-            if request.buffered_nbytes:
-                self._engine.buffered_nbytes -= request.buffered_nbytes
-                request.buffered_nbytes = 0
-            request.body = b""
+            self._give_back(request)
         if type(reply) is Pending:
             self._pending = reply
             reply.future.add_done_callback(self._answered)

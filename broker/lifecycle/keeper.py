@@ -77,8 +77,8 @@ class Keeper:
             loaded = self._loader.take_loaded()
             if not loaded:
                 return
-            for copy in loaded:
-                self._check(self.models[copy.name], now)
+            for name in dict.fromkeys(copy.name for copy in loaded):
+                self._check(self.models[name], now)
 
     def _begin(self, model: Model, now: float) -> None:
         operation = model.operations[0]

@@ -98,6 +98,14 @@ class Process:
         )
 
 
+def source_of(what: str) -> str:
+    """Who an event comes from: events of one source keep their order."""
+    kind, _, about = what.partition(" ")
+    if kind in ("launcher", "spawned", "died"):
+        return "launcher"
+    return "repository" if kind in ("poll", "find") else about
+
+
 class World:
     def __init__(self, models: Iterable[Snapshot] = (), *, control_mode: Any = "explicit", **options: Any) -> None:
         self.now = 1000.0
@@ -137,6 +145,7 @@ class World:
     def restart_broker(self) -> None:
         """The broker dies and comes back; launcher and workers are still there and will say so."""
         self._reset()
+        self.answers = {call: answers for call, answers in self.answers.items() if answers}
         for process in self.alive:
             process.greeted = False
         self.start(launcher=False)
@@ -170,7 +179,7 @@ class World:
     def launcher_dies(self) -> None:
         self.launcher = False
         # what it had not passed on is lost with it
-        self.due = [(what, event) for what, event in self.due if not what.startswith(("spawned", "died"))]
+        self.due = [(what, event) for what, event in self.due if source_of(what) != "launcher"]
         self.do(self.machine.launcher_gone(self.now))
 
     # ---------------------------------------------------------------------------------------------------------- workers
@@ -204,7 +213,7 @@ class World:
         process.state = "dead"
         self.usable.pop(process.id, None)
         self.draining.discard(process.id)
-        self.due = [(what, event) for what, event in self.due if what.split()[-1] != process.id]
+        self.due = [(what, event) for what, event in self.due if source_of(what) != process.id]
         if self.launcher:
             self.due.append((f"died {process.id}", lambda: self._died(process, exit_code, signal, tail)))
 
@@ -325,6 +334,14 @@ class World:
         """Lets one due event happen."""
         _, event = self.due.pop(index)
         self.do(event())
+
+    @property
+    def next_of_each(self) -> list[int]:
+        """Where in ``due`` the first event of each source is."""
+        first: dict[str, int] = {}
+        for index, (what, _) in enumerate(self.due):
+            first.setdefault(source_of(what), index)
+        return list(first.values())
 
     def settle(self, limit: int = 10_000) -> "World":
         """Lets everything happen that is due, without any time passing."""

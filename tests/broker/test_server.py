@@ -1,0 +1,232 @@
+"""The broker process on real sockets."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conch import messages
+from conch.messages import PROTOCOL_VERSION, Awaited, Running
+from tests.broker.harness import around, broker, write_model
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    path = tmp_path / "models"
+    write_model(path, "echo")
+    return path
+
+
+def test_a_request_is_run_counted_and_forgotten(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository) as process, around(run_dir) as peers:
+        requester = peers.requester()
+        worker = peers.launcher().spawn()
+        requester.expect_table("echo", "READY")
+        requester.submit(1, "echo")
+        batch = worker.batch()
+        assert [(item.requester, item.request.id) for item in batch.items] == [(requester.id, 1)]
+        worker.done(batch)
+        requester.send(messages.AskStatistics(5, "echo"))
+        answer = requester.expect(messages.Answer)
+        assert answer.call == 5 and answer.fault is None
+        [statistics] = answer.result
+        assert statistics[0] == "echo" and statistics[3] == 1  # name, inference_count
+        status = requester.status()
+        assert {peer.role for peer in status.processes} == {"broker", "launcher", "http"}
+        assert [(model.queued, model.running) for model in status.models] == [(0, 0)]
+        assert [(instance.state, instance.executions) for instance in status.instances] == [("ready", 1)]
+        assert "Traceback" not in process.log
+
+
+def test_a_death_gives_back_what_the_worker_held(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository), around(run_dir) as peers:
+        requester, launcher = peers.requester(), peers.launcher()
+        worker = launcher.spawn()
+        requester.expect_table("echo", "READY")
+        requester.submit(1, "echo")
+        worker.batch()
+        launcher.died(worker)
+        lost = requester.expect(messages.Lost)
+        assert (lost.worker, lost.ids, lost.alone, lost.attempts) == (worker.id, (1,), True, (1,))
+        assert lost.cause.kind == "WorkerDied"
+        requester.submit(1, "echo", attempt=2)
+        successor = launcher.spawn()
+        batch = successor.batch()
+        assert [item.request.attempt for item in batch.items] == [2]
+        successor.done(batch)
+
+
+def test_a_cancelled_request_is_retired_when_its_batch_is_done(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository), around(run_dir) as peers:
+        requester = peers.requester()
+        worker = peers.launcher().spawn()
+        requester.expect_table("echo", "READY")
+        requester.submit(1, "echo")
+        requester.submit(2, "echo")
+        batch = worker.batch()
+        for id in (1, 2):
+            requester.send(messages.Cancel(requester.id, id))
+        assert requester.expect(messages.Retired).ids == (2,)
+        assert worker.control.expect(messages.Cancel).id == 1
+        worker.done(batch)
+        assert requester.expect(messages.Retired).ids == (1,)
+
+
+def test_a_dead_frontend_is_forgotten(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository), around(run_dir) as peers:
+        frontend = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        requester = peers.requester(frontend.pid)
+        worker = peers.launcher().spawn()
+        requester.expect_table("echo", "READY")
+        frontend.kill()
+        frontend.communicate()
+        assert worker.control.expect(messages.Forget).requester == requester.id
+        requester.submit(1, "echo")
+        requester.expect(messages.Unwelcome)
+
+
+def test_who_has_not_said_hello_is_unwelcome(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository), around(run_dir) as peers:
+        stranger = peers.peer("0123456789abcdef", messages.ToRequester)
+        stranger.connect()
+        stranger.send(messages.Cancel("0123456789abcdef", 1))
+        assert stranger.expect(messages.Unwelcome).fault is None
+        stranger.send(messages.RequesterHello(PROTOCOL_VERSION + 1, stranger.id, "http", 1))
+        fault = stranger.expect(messages.Unwelcome).fault
+        assert fault is not None and "protocol version" in fault.message
+
+
+def test_an_unreadable_message_is_dropped(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository) as process, around(run_dir) as peers:
+        requester = peers.requester()
+        for frames in ([b"\xc1"], [b"\x93\xa7Request\x01"], [b"a", b"b"], [b""]):
+            requester.channel.socket.send_multipart(frames)
+        assert requester.status().epoch
+        assert "unreadable" in process.log and "Traceback" not in process.log
+
+
+def test_calls_are_refused_outside_of_explicit_mode(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository), around(run_dir) as peers:
+        requester = peers.requester()
+        for call in (messages.LoadModel(1, "echo"), messages.UnloadModel(2, "echo")):
+            requester.send(call)
+            answer = requester.expect(messages.Answer)
+            assert answer.call == call.call and answer.fault is not None
+            assert answer.fault.message == "explicit model load / unload is not allowed if polling is enabled"
+        requester.send(messages.AskStatistics(3, "missing"))
+        fault = requester.expect(messages.Answer).fault
+        assert fault is not None and fault.message == "requested model 'missing' is not available"
+
+
+def test_loading_and_unloading_by_name(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository, model_control_mode="explicit"), around(run_dir) as peers:
+        requester, launcher = peers.requester(), peers.launcher()
+        requester.send(messages.LoadModel(7, "echo"))
+        worker = launcher.spawn()
+        requester.expect_table("echo", "READY")
+        answer = requester.expect(messages.Answer)
+        assert (answer.call, answer.fault) == (7, None)
+        requester.submit(1, "echo")
+        batch = worker.batch()
+        requester.send(messages.UnloadModel(8, "echo"))
+        assert requester.expect(messages.Answer).fault is None
+        requester.submit(2, "echo")
+        assert requester.expect(messages.Rejected).id == 2
+        worker.control.expect_nothing()
+        worker.done(batch)
+        worker.control.expect(messages.Drain)
+
+
+def test_a_second_broker_is_refused(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository) as first, around(run_dir) as peers:
+        peers.requester()
+        with broker(run_dir, repository) as second:
+            assert second.process.wait(10) == 1
+            assert f"pid {first.process.pid}" in second.log
+        assert peers.requester().hello()
+
+
+def test_a_stop_lets_requests_finish(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository) as process, around(run_dir) as peers:
+        requester, launcher = peers.requester(), peers.launcher()
+        worker = launcher.spawn()
+        requester.expect_table("echo", "READY")
+        requester.submit(1, "echo")
+        requester.submit(2, "echo")
+        first = worker.batch()
+        process.process.terminate()
+        while requester.expect(messages.ModelTable).server != "exiting":
+            pass
+        worker.done(first)
+        worker.done(worker.batch())
+        worker.control.expect(messages.Drain)
+        launcher.died(worker, signal=0)
+        assert process.process.wait(10) == 0
+
+
+def test_a_stop_has_a_limit(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository, exit_timeout_secs="1") as process, around(run_dir) as peers:
+        requester, launcher = peers.requester(), peers.launcher()
+        worker = launcher.spawn()
+        requester.expect_table("echo", "READY")
+        requester.submit(1, "echo")
+        worker.batch()
+        process.process.terminate()
+        assert launcher.expect(messages.Kill).worker == worker.id
+        launcher.died(worker)
+        assert requester.expect(messages.Lost).ids == (1,)
+        assert process.process.wait(10) == 1
+        assert "Exit timeout expired" in process.log
+
+
+def test_a_restart_takes_over_what_runs(run_dir: Path, repository: Path) -> None:
+    with around(run_dir) as peers:
+        with broker(run_dir, repository) as process:
+            requester, launcher = peers.requester(), peers.launcher()
+            worker = launcher.spawn()
+            requester.expect_table("echo", "READY")
+            for id in (1, 2, 3):
+                requester.submit(id, "echo")
+            batch = worker.batch()
+            assert requester.status().models[0].queued == 2
+            process.kill()
+        with broker(run_dir, repository):
+            requester.connect()
+            launcher.connect()
+            worker.connect()
+            awaited = tuple(Awaited(id, 1, "echo", 1) for id in (1, 2, 3))
+            requester.hello(awaited)
+            requester.expect(messages.ModelTable)
+            launcher.hello((worker.live,))
+            requester.submit(4, "echo")
+            running = (Running(requester.id, 1, 1, batch.epoch, batch.id),)
+            assert worker.hello("ready", running).epoch > batch.epoch
+            lost = requester.expect(messages.Lost)
+            assert (lost.worker, lost.ids, lost.attempts) == ("", (2, 3), (1, 1))
+            requester.expect_table("echo", "READY")
+            requester.send(messages.Cancel(requester.id, 1))
+            assert worker.control.expect(messages.Cancel).id == 1
+            worker.data.expect_nothing()
+            worker.done(batch)
+            assert requester.expect(messages.Retired).ids == (1,)
+            following = worker.batch()
+            assert [item.request.id for item in following.items] == [4]
+            assert launcher.receive(0.1) is None  # nothing was loaded again
+
+
+def test_an_idle_broker_sleeps(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository) as process, around(run_dir) as peers:
+        requester = peers.requester()
+        peers.launcher().spawn()
+        requester.expect_table("echo", "READY")
+        requester.status()
+
+        def switches() -> int:
+            lines = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
+            return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+        before = switches()
+        time.sleep(0.5)
+        assert switches() - before <= 2

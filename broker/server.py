@@ -24,6 +24,7 @@ from conch.messages import Fault, ToBroker
 from conch.process import StopSignals
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
+from shm.sweep import sweep
 
 logger = logging.getLogger("conch.broker.server")
 
@@ -40,7 +41,7 @@ class Server:
     """One broker process. ``run`` returns its exit status."""
 
     def __init__(self, settings: Settings, stop: StopSignals) -> None:
-        run_dir = RunDir(settings.run_dir)
+        self._run_dir = run_dir = RunDir(settings.run_dir)
         self._settings = settings
         self._stop = stop
         self._loaded_file = run_dir.loaded
@@ -177,6 +178,9 @@ class Server:
         peer = self._watched[pidfd]
         self._unwatch(peer)
         self._exchange.gone(peer, time.monotonic())
+        if peer.isalnum():
+            socket = self._run_dir.requester_socket(peer.decode())
+            self._files.submit(lambda: _clear_after(socket), lambda _: None)
 
     # ----------------------------------------------------------------------------------------------- for the exchange
 
@@ -229,6 +233,12 @@ class Server:
                 submit(lambda: _save(self._loaded_file, data), lambda _: None)
             case DropFolder(folder):
                 submit(lambda: remove_folder(folder), lambda _: None)
+
+
+def _clear_after(socket: Path) -> None:
+    """Removes what a requester that was killed could not remove: its socket and its segments."""
+    socket.unlink(missing_ok=True)
+    sweep()
 
 
 def _save(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ An entry file calls ``begin`` before it opens anything.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import fcntl
 import json
@@ -21,6 +22,7 @@ from typing import Protocol
 
 from conch.settings import Settings
 
+_PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MAX_LOCK_TEXT_NBYTES = 4096
 #: struct flock: type, whence, start, length, pid
@@ -31,12 +33,20 @@ _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging
 
 def begin(settings: Settings) -> None:
     """To be called first in every process: private files, as many descriptors as the system allows, logging to stderr,
-    a stack trace when the interpreter crashes. Under supervisord stderr is the process's own log file."""
+    a stack trace when the interpreter crashes. Under supervisord stderr is the process's own log file, and
+    supervisord's death is a SIGTERM: its successor could not know this process."""
     os.umask(0o077)
+    if os.environ.pop("SUPERVISOR_ENABLED", ""):
+        stop_with_parent()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     faulthandler.enable()
     set_up_logging(settings)
+
+
+def stop_with_parent() -> None:
+    """The parent's death sends SIGTERM to this process, not to its children. Lasts until a fork, not until an exec."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 # ------------------------------------------------------------------------------------------------------------ logging

@@ -6,7 +6,6 @@ the log files that lie in there. ``make`` then makes supervisord quick and lets 
 
 import atexit
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -21,11 +20,10 @@ from supervisor.medusa import asyncore_25 as asyncore
 
 from conch.cli.running import describe
 from conch.errors import ConchError
-from conch.process import LockHeld, hold_lock
+from conch.process import LockHeld, hold_lock, stop_with_parent
 from conch.run_dir import RunDir
 from conch.settings import Settings
 
-_PR_SET_PDEATHSIG = 1
 #: a process that lived as long as this is started again at once, a shorter-lived one after a rest
 _STABLE_SECONDS = 2.0
 #: keeps a process that cannot start from using up a core; with the loop's own second at most 1.8 s
@@ -46,6 +44,8 @@ def _prepare() -> Settings:
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
         _hold_lock(settings)
+        for path in run_dir.requesters.glob("*.sock"):
+            path.unlink(missing_ok=True)  # of processes that were killed together with their broker
     except ConchError as error:
         raise SystemExit(f"conch: {error}") from error
     except LockHeld as error:
@@ -63,7 +63,7 @@ def _die_with_serve() -> None:
     """If ``conch serve`` started us and is killed, stop everything in order."""
     serve_pid = os.environ.pop("CONCH_SERVE_PID", "")
     if serve_pid:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        stop_with_parent()
         if str(os.getppid()) != serve_pid:
             raise SystemExit("conch: conch serve is gone")
 

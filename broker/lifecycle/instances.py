@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from broker.lifecycle.models import Copy
 
 #: this many deaths within this time, and an instance is no longer restarted at once: it would only burn the machine
-CRASH_BUDGET = 5
+CRASH_BUDGET = 10
 CRASH_WINDOW_S = 60.0
 #: pauses between restarts after that: doubled each time, until it has been well for CRASH_WINDOW_S
 FIRST_BACKOFF_S = 0.5

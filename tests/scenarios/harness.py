@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conch.process import lock_holder
 from conch.run_dir import RunDir
 from shm.segment import SHARED_MEMORY_FOLDER, name_prefix
 from tests.processes import all_processes, command_line, environment
@@ -196,7 +197,7 @@ class Server:
         paths = RunDir(self.run_dir)
         found += [f"socket {path.name}" for path in paths.requesters.glob("*")]
         found += [f"worker file {path.name}" for path in paths.workers.glob("*")]
-        found += [f"text in lock {path.name}" for path in self.run_dir.glob("*.lock") if path.read_text().strip()]
+        found += [f"lock {path.name}" for path in self.run_dir.glob("*.lock") if lock_holder(path) is not None]
         return found
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.scenarios.harness import Server
 
+# of a Triton with everything switched on, in its order
 EXTENSIONS = [
     "classification",
     "sequence",
@@ -57,7 +58,10 @@ def test_ready(server: Server, path: str) -> None:
 
 def test_server_metadata(server: Server) -> None:
     answer = get(server, "/v2")
-    assert (answer["name"], answer["extensions"]) == ("triton", EXTENSIONS)
+    assert answer["name"] == "triton"
+    # only what is there
+    assert answer["extensions"] == [name for name in EXTENSIONS if name in answer["extensions"]]
+    assert {"classification", "binary_tensor_data", "parameters", "statistics"} <= set(answer["extensions"])
 
 
 @pytest.mark.parametrize(

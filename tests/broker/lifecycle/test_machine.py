@@ -4,6 +4,8 @@ import pytest
 
 from broker.instructions import CallFinished, ModelDraining, ModelGone, ModelReady, TableChanged, ToControl, WorkerReady
 from broker.lifecycle import Lifecycle
+from broker.lifecycle.instances import CRASH_BUDGET
+from broker.repository.scan import Found
 from broker.repository.snapshot import Override
 from conch.messages import Configured, Died, Fault
 from tests.broker.lifecycle.world import World, snapshot
@@ -221,6 +223,13 @@ def test_explicit_loads_only_what_it_is_told() -> None:
     world = World([snapshot("a"), snapshot("b")], load_at_start=["b"]).start().settle()
     assert world.states() == {("a", 0): "UNKNOWN", ("b", 1): READY}
     assert world.machine.startup_finished
+
+
+def test_a_model_to_load_at_start_that_does_not_exist_is_in_the_table() -> None:
+    world = World([snapshot("a")], load_at_start=["a", "typo"]).start().settle()
+    assert world.machine.startup_finished
+    assert world.entry("typo", 0).state == "UNAVAILABLE"
+    assert world.entry("typo", 0).reason == "Internal: model not found in any model repository."
 
 
 def test_explicit_star_loads_everything() -> None:
@@ -445,13 +454,14 @@ def test_a_dead_worker_is_replaced_at_once() -> None:
 
 def test_repeated_deaths_back_off_and_make_it_unavailable_then_it_comes_back() -> None:
     world = loaded(snapshot())
-    for death in range(5):
+    for death in range(CRASH_BUDGET):
         assert world.entry().state == READY
         world.die(world.alive[0], signal=11, tail=f"words {death}")
         world.settle()
     assert world.entry().state == "UNAVAILABLE" and not world.alive
     assert world.entry().reason == (
-        "Unavailable: it keeps crashing: the worker of instance 'm_0_0' was killed by SIGSEGV; its last output: words 4"
+        "Unavailable: it keeps crashing: the worker of instance 'm_0_0' was killed by SIGSEGV; its last output: "
+        f"words {CRASH_BUDGET - 1}"
     )
     assert instructions(world, ModelGone)
     world.pass_time(0.4)
@@ -464,7 +474,7 @@ def test_repeated_deaths_back_off_and_make_it_unavailable_then_it_comes_back() -
 def test_the_pauses_double_up_to_a_minute() -> None:
     world = loaded(snapshot())
     pauses = []
-    for _ in range(16):
+    for _ in range(CRASH_BUDGET + 11):
         if not world.alive:
             wakeup = min(each.retry_at for each in world.machine._backed_off())
             pauses.append(wakeup - world.now)
@@ -495,7 +505,7 @@ def test_deaths_that_a_request_is_to_blame_for_do_not_count() -> None:
 
 def test_one_instance_that_crashes_does_not_take_the_version_down() -> None:
     world = loaded(snapshot(count=2))
-    for _ in range(5):
+    for _ in range(CRASH_BUDGET):
         (victim,) = [process for process in world.alive if process.spawn.instance == 1]
         world.die(victim)
         world.settle()
@@ -522,7 +532,7 @@ def test_a_load_call_heals_what_keeps_crashing() -> None:
     world = World([snapshot()]).start().settle()
     world.load()
     world.settle()
-    for _ in range(5):
+    for _ in range(CRASH_BUDGET):
         world.die(world.alive[0])
         world.settle()
     assert world.entry().state == "UNAVAILABLE"
@@ -554,7 +564,7 @@ def test_a_reload_cures_a_crashing_model_without_losing_what_is_queued() -> None
     world.happen()
     old = next(process for process in world.alive if process.state == "ready")
     steps = [event for event in world.due if event[0].startswith(("step", "spawned"))]
-    for _ in range(5):
+    for _ in range(CRASH_BUDGET):
         world.die(old)
         world.due = [event for event in world.due if event[0].startswith("died")]
         world.settle()
@@ -753,6 +763,13 @@ def test_poll_mode_follows_the_folders() -> None:
     world.pass_time(16)
     assert world.states() == {("a", 1): READY, ("b", 1): "UNAVAILABLE", ("c", 1): READY}
     assert [spawn.model for spawn in world.all_spawns] == ["a", "b", "a", "c"]
+
+
+def test_a_repository_that_cannot_be_read_for_a_moment_unloads_nothing() -> None:
+    world = World([snapshot("a")], control_mode="poll").start().settle()
+    world.do(world.machine.polled_all(Found((), frozenset(), complete=False), {}, world.now))
+    world.settle()
+    assert world.states() == {("a", 1): READY}
 
 
 def test_new_folders_show_up_without_polling() -> None:

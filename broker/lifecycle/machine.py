@@ -212,7 +212,7 @@ class Lifecycle:
                 self._loads[name] = Override()
             elif model is None or (not model.operations and _has_changed(model, snapshot)):
                 self._keeper.enqueue(name, load=True, snapshot=snapshot)
-        if not at_start:
+        if not at_start and found.complete:
             for name, model in models.items():
                 if name not in snapshots and model.serving and not model.operations:
                     self._keeper.enqueue(name, load=False)
@@ -339,7 +339,7 @@ class Lifecycle:
                 self._loads.pop(operation.name, None)
             elif fault is None:
                 self._loads[operation.name] = keeper.models[operation.name].override
-            if operation.name not in self._found.names:
+            if operation.name not in self._found.names and operation.name not in self._load_at_start:
                 keeper.forget(operation.name)
         keeper.finished.clear()
         self._send_strays_away(now)
@@ -367,7 +367,7 @@ class Lifecycle:
     def _update_names(self, found: Found, now: float) -> None:
         self._next_scan = now + self._scan_interval_s
         if found != self._found:
-            for name in set(self._found.names) - set(found.names):
+            for name in set(self._found.names) - {*found.names, *self._load_at_start}:
                 self._keeper.forget(name)
             self._found = found
             self._keeper.table_changed = True

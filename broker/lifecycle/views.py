@@ -22,11 +22,9 @@ def entries(models: dict[str, Model], found: Found) -> tuple[ModelEntry, ...]:
             listed.append(ModelEntry(name, 0, "UNAVAILABLE", DUPLICATE_REASON, False))
         elif model is not None and model.slots:
             listed.extend(_entry(name, slot) for _, slot in sorted(model.slots.items()))
-        elif name not in found.names:
-            continue
         elif model is not None and model.poll_reason:
             listed.append(ModelEntry(name, 0, "UNAVAILABLE", model.poll_reason, False))
-        else:
+        elif name in found.names:
             listed.append(ModelEntry(name, 0, "UNKNOWN", "", False))
     return tuple(listed)
 

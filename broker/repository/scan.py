@@ -28,10 +28,14 @@ DUPLICATE_REASON = "model appears in two or more repositories"
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What all repositories hold: every model's folder name; which of them occur in more than one repository."""
+    """What all repositories hold: every model's folder name; which of them occur in more than one repository.
+
+    ``complete`` False: a repository could not be read, so that a name that is missing is not gone for certain.
+    """
 
     names: tuple[str, ...]
     duplicates: frozenset[str]
+    complete: bool = True
 
 
 class Repository:
@@ -69,11 +73,15 @@ class Repository:
         """The names of all models. A repository that cannot be read right now is left out, with a message."""
         found: set[str] = set()
         duplicates: set[str] = set()
+        complete = True
         for folder in self._folders:
             names = self._model_folders(folder)
+            if names is None:
+                complete = False
+                continue
             duplicates |= found & names
             found |= names
-        return Found(tuple(sorted(found)), frozenset(duplicates))
+        return Found(tuple(sorted(found)), frozenset(duplicates), complete)
 
     def poll_all(self, known: Iterable[tuple[str, Override]] = ()) -> tuple[Found, dict[str, Snapshot | Fault]]:
         """Every model that is found. ``known`` are overrides that are in effect."""
@@ -93,6 +101,9 @@ class Repository:
         except OSError as error:  # the folder changes while it is read, or is not ours to read
             logger.error("Poll failed for model '%s': %s", name, error)
             return Fault("PollFailed", f"failed to read the folder of model '{name}': {error.strerror}")
+        except Exception as error:  # one model's folder, whatever is in it, must not keep the others from loading
+            logger.exception("Poll failed for model '%s'", name)
+            return to_fault(error)
 
     # ------------------------------------------------------------------------------------------------------- one model
 
@@ -193,13 +204,13 @@ class Repository:
                 return custom
         return os.path.join(model_dir, "config.pbtxt")
 
-    def _model_folders(self, folder: Path) -> set[str]:
+    def _model_folders(self, folder: Path) -> set[str] | None:
         try:
             with os.scandir(folder) as entries:
                 names = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
         except OSError as error:
             logger.error("failed to poll model repository '%s': %s", folder, error.strerror)
-            return set()
+            return None
         return {name for name in names if _is_text(name)}
 
 

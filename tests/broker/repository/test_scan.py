@@ -49,6 +49,7 @@ def test_a_repository_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         models.check()
     assert models.poll_all()[1] == {}
+    assert not models.find().complete
     (tmp_path / "nowhere").mkdir()
     models.check()
 

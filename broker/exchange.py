@@ -122,13 +122,11 @@ class Exchange:
     def start(self, now: float) -> None:
         self._carry_out(self._lifecycle.start(now), now)
 
-    def flush(self, now: float) -> bool:
-        """Sends what the dispatcher has; to be called after one or many messages. False if there was nothing."""
+    def flush(self, now: float) -> None:
+        """Sends what the dispatcher has; to be called after one or many messages."""
         instructions = self._dispatcher.dispatch(now)
-        if not instructions:
-            return False
-        self._carry_out(instructions, now)
-        return True
+        if instructions:
+            self._carry_out(instructions, now)
 
     def tick(self, now: float) -> None:
         """To be called when ``next_wakeup`` has come; ``flush`` afterwards."""

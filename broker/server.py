@@ -86,8 +86,12 @@ class Server:
     def run(self) -> int:
         """Until a stop signal and the end of every worker: 0, or 1 if that took too long."""
         self._exchange.start(time.monotonic())
-        while not self._finished():
-            if not self._round():
+        while True:
+            self._round()
+            if self._finished():
+                break
+            # a send may have swallowed the edge of the socket's descriptor
+            if not self._channel.is_readable():
                 self._wait()
         if self._killed:
             logger.error("Exit timeout expired. Exiting immediately.")
@@ -104,28 +108,24 @@ class Server:
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
-    def _round(self) -> bool:
-        """Handles what the socket has, up to a bound. False if there was nothing, and nothing to send: the socket's
-        descriptor, which is edge-triggered, can then be waited for."""
+    def _round(self) -> None:
+        """Handles what the socket has, up to a bound, and sends what follows from it."""
         exchange = self._exchange
         receive = self._channel.receive_nowait
         now = time.monotonic()
-        worked = False
         for _ in range(_ROUND):
             try:
                 received = receive()
                 if received is None:
                     break
-                worked = True
-                exchange.receive(*received, now)
+                exchange.receive(received[0], received[1], now)
             except BadMessage as error:
-                worked = True
                 self._unreadable += 1
                 if self._unreadable == 1 or self._unreadable % 1000 == 0:
                     logger.error("dropped an unreadable message, the %s. so far: %s", self._unreadable, error)
             except Exception:  # one peer's message must not end the broker
                 logger.exception("a message could not be handled")
-        return exchange.flush(now) or worked
+        exchange.flush(now)
 
     def _wait(self) -> None:
         now = time.monotonic()

@@ -48,13 +48,17 @@ class RouterChannel(Generic[Out, In]):
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
         self.socket.setsockopt(_IPC_FILTER_UID, os.geteuid())
         self.socket.bind(f"ipc://{path}")
+        self._send: Any = self.socket.send
+        self._receive: Any = self.socket.recv
         self._decode = msgspec.msgpack.Decoder(incoming).decode
         self._encode = msgspec.msgpack.Encoder().encode
 
     def send_nowait(self, peer: bytes, message: Out) -> bool:
         """False if the peer is unknown (EHOSTUNREACH), gone, or its pipe is full (EAGAIN)."""
-        try:
-            self.socket.send_multipart((peer, self._encode(message)), zmq.NOBLOCK, copy=True)
+        encoded = self._encode(message)
+        try:  # two sends are faster than send_multipart; only the first can fail, because it chooses the pipe
+            self._send(peer, zmq.NOBLOCK | zmq.SNDMORE)
+            self._send(encoded, zmq.NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -66,15 +70,21 @@ class RouterChannel(Generic[Out, In]):
     def receive_nowait(self) -> tuple[bytes, In] | None:
         """The next message and its sender's routing id. Raises ``BadMessage``."""
         try:
-            frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            peer = self._receive(zmq.NOBLOCK)
+            frame = self._receive(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        if len(frames) != 2:
-            raise BadMessage(f"expected 2 frames, got {len(frames)}")
+        if frame.more:
+            self.socket.recv_multipart(zmq.NOBLOCK)
+            raise BadMessage("more than one frame")
         try:
-            return frames[0], self._decode(frames[1])
+            return peer, self._decode(frame.buffer)
         except (msgspec.DecodeError, RecursionError) as error:
             raise BadMessage(str(error)) from error
+
+    def is_readable(self) -> bool:
+        """Whether ``receive_nowait`` has something; cheaper than asking it when the answer is no."""
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def fileno(self) -> int:
         return int(self.socket.getsockopt(zmq.FD))

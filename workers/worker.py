@@ -170,7 +170,7 @@ class Worker:
         while shared.configured is None:
             if shared.draining:
                 return None
-            if shared.welcomes != told:
+            if shared.epoch is not None and shared.welcomes != told:
                 told = shared.welcomes
                 self._control.post(completed)
             self._wait(None)

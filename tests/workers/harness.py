@@ -347,6 +347,8 @@ class Stage:
         self.batches += 1
         items = tuple(Dispatch(self.requester.id, request) for request in requests)
         self.broker.to_data(worker, Batch(self.broker.epoch, self.batches, items))
+        if worker not in self.requester.links:
+            self.requester.accept()
         return self.batches
 
     def done(self, batch: int) -> Done:

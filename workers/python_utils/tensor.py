@@ -43,7 +43,9 @@ class Tensor:
         self._datatype = datatype
         self._source = None
         self._elements = tensors.elements_of(numpy_array) if datatype == "BYTES" else None
-        self._array = numpy_array if numpy_array.flags.c_contiguous else np.ascontiguousarray(numpy_array)
+        if not numpy_array.flags.c_contiguous or not numpy_array.dtype.isnative:
+            numpy_array = np.array(numpy_array, numpy_array.dtype.newbyteorder("="), order="C")
+        self._array = numpy_array
         self._shape = numpy_array.shape
 
     def name(self) -> str:

@@ -118,8 +118,7 @@ class Lifecycle:
 
     def death_fault(self, died: Died) -> Fault:
         """What the requests that a worker held are answered with if they cannot run again."""
-        worker = self._roster.workers.get(died.worker)
-        name = worker.instance_name if worker is not None else "unknown"
+        name = self._roster.instance_name(died.worker)
         return Fault("WorkerDied", describe_death(name, died.exit_code, died.signal, ""))
 
     # --------------------------------------------------------------------------------------------------- start and stop

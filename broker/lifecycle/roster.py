@@ -103,6 +103,14 @@ class Roster:
         found = self.workers.get(worker)
         return found.instance if found is not None else None
 
+    def instance_name(self, worker: str) -> str:
+        """What a worker is called in messages, also one that nobody has claimed yet."""
+        if worker in self.workers:
+            return self.workers[worker].instance_name
+        stray = self.strays.get(worker)
+        known = None if stray is None else stray.live or stray.hello
+        return "unknown" if known is None else f"{known.model}_{known.instance}"
+
     def is_ready(self, instance: Instance, now: float) -> None:
         self.workers[instance.worker].deadline = inf
         instance.is_ready(now)

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from frontends.http.buffers import BodyBuffers
-from frontends.http.exchange import Application
+from frontends.http.exchange import Application, Request
 from frontends.http.protocol import Connection
 
 logger = logging.getLogger("conch.frontends.http.engine")
@@ -90,6 +90,13 @@ class Engine:
         self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
+
+    def let_go(self, request: Request) -> None:
+        """The engine does not need the request's body any more."""
+        request.body = b""
+        if request.buffered_nbytes:
+            self.buffered_nbytes -= request.buffered_nbytes
+            request.buffered_nbytes = 0
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Stops accepting, closes idle connections and waits until the others have got their answers.

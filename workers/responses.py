@@ -74,12 +74,16 @@ class Connections:
         Raises ``RequesterGone`` and ``BadReference``.
         """
         mappings = self._mappings.get(requester)
-        if mappings is None or requester not in self._channels:
+        if mappings is not None:
+            try:
+                return mappings.view(block)
+            except BadReference:
+                if block.segment in mappings:
+                    raise
+        else:
             self._connect(requester)
-            mappings = self._mappings[requester]
-        if block.segment not in mappings:
-            self._await_segment(requester, block.segment)
-        return mappings.view(block)
+        self._await_segment(requester, block.segment)
+        return self._mappings[requester].view(block)
 
     def _await_segment(self, requester: str, segment: int) -> None:
         deadline = time.monotonic() + SEGMENT_TIMEOUT_S

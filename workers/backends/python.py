@@ -30,6 +30,8 @@ logger = logging.getLogger("conch.workers.backends.python")
 _CLASS = "TritonPythonModel"
 #: parameters of Triton's Python backend that are not there yet, and would change what a model sees
 _ABSENT_PARAMETERS = ("EXECUTION_ENV_PATH",)
+#: shapes of outputs that are remembered, so that they need not be looked at again
+_MOST_LOOKED_AT = 1000
 _MODULE = "triton_python_backend_utils"
 
 
@@ -52,6 +54,7 @@ class Backend(BaseBackend):
         self._output_names: list[str] = []
         self._outputs: frozenset[str] = frozenset()
         self._expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._looked_at: set[tuple[str, str, tuple[int, ...]]] = set()
         self._warned: set[str] = set()
 
     # ----------------------------------------------------------------------------------------------- loading
@@ -187,7 +190,7 @@ class Backend(BaseBackend):
                 continue
             datatype = tensor._datatype
             shape = tensor._shape
-            if self._expected[name] != (datatype, shape):
+            if (name, datatype, shape) not in self._looked_at:
                 self._look_at(name, datatype, shape)
             elements = tensor._elements
             if elements is None:
@@ -202,6 +205,9 @@ class Backend(BaseBackend):
 
     def _look_at(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
         """Like Triton, lets a model's output be other than its configuration says, but says so, once."""
+        if len(self._looked_at) >= _MOST_LOOKED_AT:
+            self._looked_at.clear()
+        self._looked_at.add((name, datatype, shape))
         expected_datatype, dims = self._expected[name]
         fits = len(dims) == len(shape) and all(dim in (-1, found) for dim, found in zip(dims, shape, strict=True))
         if (fits and datatype == expected_datatype) or name in self._warned:

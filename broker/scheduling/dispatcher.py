@@ -449,10 +449,10 @@ class Dispatcher:
     # ------------------------------------------------------------------------------------------------- reports
 
     def statistics(self, name: str = "", version: int = 0) -> list[ModelStatistics]:
-        """Of all known versions that fit; ``""`` and 0 fit all."""
+        """Of all known versions that fit, by name and version; ``""`` and 0 fit all."""
         return [
             model.statistics.report(model.name, model.version, model.queued)
-            for model in self._models.values()
+            for _, model in sorted(self._models.items())
             if model.known and name in ("", model.name) and version in (0, model.version)
         ]
 

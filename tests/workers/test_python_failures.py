@@ -67,7 +67,7 @@ def test_a_failing_execute_fails_its_requests(failing: tuple[Stage, str], statem
 
 
 CODES = {
-    "UNKNOWN": "ModelError",
+    "UNKNOWN": "ClientError",
     "INTERNAL": "ModelError",
     "NOT_FOUND": "NotFound",
     "INVALID_ARG": "InvalidArgument",

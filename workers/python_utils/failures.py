@@ -6,7 +6,7 @@ from conch.messages import Fault
 
 #: Triton's error codes -> classes of ``conch.errors``
 _KINDS = {
-    0: "ModelError",  # UNKNOWN
+    0: "ClientError",  # UNKNOWN: 400 over HTTP
     1: "ModelError",
     2: "NotFound",
     3: "InvalidArgument",

@@ -232,19 +232,17 @@ class Launcher:
                 self._born(message, pending)
 
     def _born(self, message: Spawned, pending: Pending | None) -> None:
-        if pending is None:  # after its time-out, or a second one, sent to a new template because the first seemed lost
-            logger.error("ended a worker that nobody waits for, pid %s", message.pid)
-            os.kill(message.pid, signal.SIGKILL)  # ours and not reaped yet, so the pid is still its own
-            return
         worker = live.born(message.worker, message.pid, self._run_dir)
-        if worker is None:
-            os.kill(message.pid, signal.SIGKILL)
-            self._reports.append(_spawn_failed(pending.spawn, "its file in the run directory is gone"))
-            return
-        logger.info("started worker %s for '%s', pid %s", message.worker, pending.spawn.instance_name, message.pid)
-        self._watch(worker)
-        self._reports.append(message)
-        if pending.killed:
+        if worker is not None:
+            self._watch(worker)
+        if pending is None:  # after its time-out
+            logger.error("nobody waits for worker %s any more, pid %s", message.worker, message.pid)
+        elif worker is None:
+            self._reports.append(_spawn_failed(pending.spawn, "it ended at once"))
+        else:
+            logger.info("started worker %s for '%s', pid %s", message.worker, pending.spawn.instance_name, message.pid)
+            self._reports.append(message)
+        if worker is not None and (pending is None or pending.killed):
             worker.kill()
 
     def _template_died(self, template: Template) -> None:

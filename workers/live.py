@@ -69,10 +69,13 @@ class LiveProcess:
 
 
 def born(worker: str, pid: int, run_dir: RunDir) -> LiveProcess | None:
-    """A new child of this process. None if its file does not speak of it."""
-    descriptor = os.pidfd_open(pid)  # a child that has not been reaped: the pid is its own
+    """A new child of this process. None if it is gone without a trace."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
     file = worker_file.read(run_dir.worker_file(worker))
-    if file is None or file.pid != pid:
+    if file is None or (file.pid, file.start_time) != (pid, worker_file.start_time(pid)):
         os.close(descriptor)
         return None
     return LiveProcess(file, descriptor, run_dir, adopted=False)

@@ -15,7 +15,8 @@ _MOST_CANCELS = 10_000
 
 
 class SharedState:
-    """``wake_main`` is an eventfd: readable when the main thread should look here.
+    """``wake_main`` is an eventfd: readable when the main thread should look here. ``attention`` says the same to a
+    main thread that is too busy to wait for anything.
 
     ``epoch``: of the broker that has welcomed this worker; None in doubt: not connected, or HELLO not answered yet.
     ``welcomes`` counts the answers to HELLOs.
@@ -31,6 +32,7 @@ class SharedState:
         self.configured: Configured | None = None
         self.forgotten: deque[str] = deque()
         self.welcomes = 0
+        self.attention = False
         self._last_epoch: int | None = None
         self._former_epochs: set[int] = set()
         self._running: tuple[Running, ...] = ()
@@ -40,6 +42,7 @@ class SharedState:
 
     def wake(self) -> None:
         """To be called by the control thread, or by a signal handler of the main thread."""
+        self.attention = True
         os.eventfd_write(self.wake_main, 1)
 
     # ---------------------------------------------------------------------------------------- the control thread

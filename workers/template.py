@@ -85,7 +85,8 @@ def _fork_worker(spawn: Spawn, settings: Settings, launcher: socket.socket) -> N
         worker.enter(spawn, settings)
         launcher.send(_encode(Spawned(spawn.worker, os.getpid())))
         launcher.close()
-    except OSError:
+    except OSError as error:
+        _report_failure(launcher, spawn, error)
         os._exit(1)
     worker.run_and_exit(spawn, settings)
 

@@ -120,21 +120,27 @@ class Worker:
             signal.signal(number, lambda _number, _frame: self._shared.drain())
         self._control.start()
         try:
-            loaded = self._load()
-            if loaded is None:
-                return 0
-            backend, config = loaded
-            self._serve(backend, config)
-            self._shared.become("draining")
-            backend.finalize()
+            try:
+                loaded = self._load()
+            except Exception as error:  # whatever a framework raises: it is the reason that the broker waits for
+                self._control.post(LoadFailed(self._spawn.worker, self._load_fault(error)))
+                return 1
+            if loaded is not None:
+                backend, config = loaded
+                self._serve(backend, config)
+                self._shared.become("draining")
+                backend.finalize()
             return 0
-        except ConchError as error:
-            logger.error("%s", error.message)
-            kind = "InvalidArgument" if isinstance(error, LoadError) else type(error).__name__
-            self._control.post(LoadFailed(self._spawn.worker, Fault(kind, error.message)))
-            return 1
         finally:
             self._close()
+
+    def _load_fault(self, error: Exception) -> Fault:
+        if isinstance(error, ConchError):
+            logger.error("%s", error.message)
+            return Fault("InvalidArgument" if isinstance(error, LoadError) else type(error).__name__, error.message)
+        logger.exception("unable to load '%s'", self._spawn.instance_name)
+        text = f"unable to load model '{self._spawn.model}': {type(error).__name__}: {error}"
+        return Fault("ModelError", text)
 
     def _close(self) -> None:
         self._control.close(_FLUSH_S)
@@ -147,7 +153,7 @@ class Worker:
     # ----------------------------------------------------------------------------------------------- loading
 
     def _load(self) -> tuple[Backend, ModelConfig] | None:
-        """None if the worker is to end before the model is loaded. Raises ``ConchError``, the reason of a failure."""
+        """None if the worker is to end before the model is loaded."""
         spawn = self._spawn
         config = decode_config(spawn.config)
         backend = backend_class(config.backend, spawn.model)(_instance(spawn))
@@ -186,9 +192,11 @@ class Worker:
             if self._shared.put_down(done):
                 self._report(done)
 
-    def _report(self, done: Done) -> None:
-        if not self._data.send_nowait(done):
+    def _report(self, done: Done) -> bool:
+        sent = self._data.send_nowait(done)
+        if not sent:
             self._shared.keep(done)
+        return sent
 
     def _next_batch(self) -> Batch | None:
         """Waits for a batch that is to be run; None when the worker is to end.
@@ -197,6 +205,9 @@ class Worker:
         """
         graced = False
         while True:
+            if self._shared.attention:
+                self._shared.attention = False
+                self._attend()
             batch = self._receive() or self._decided()
             if batch is not None:
                 taken = self._shared.take_up(batch)
@@ -240,8 +251,7 @@ class Worker:
             return True
         sent = False
         for done in shared.unreported():
-            self._report(done)
-            sent = True
+            sent |= self._report(done)
         return sent
 
     def _idle_s(self) -> float | None:

@@ -275,3 +275,28 @@ def test_a_second_stop_signal_kills(stage: Stage) -> None:
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(TIMEOUT_S) == 0
     assert pid_of(stage, worker) not in all_processes()
+
+
+def test_templates_that_die_lose_no_worker(stage: Stage) -> None:
+    """Whatever moment a template is killed at: each worker that was asked for is started once."""
+    config = stage.model("echo", ECHO)
+    stage.broker.await_launcher()
+    asked: list[str] = []
+    for pause_s in (0.0, 0.002, 0.005, 0.01):
+        eventually(lambda: len(_templates(stage)) == 1, "there is no template")
+        (template,) = _templates(stage)
+        new = [stage.spawn(config) for _ in range(5)]
+        time.sleep(pause_s)
+        os.kill(template, signal.SIGKILL)
+        for worker in new:
+            stage.broker.expect(Ready, where=lambda message, worker=worker: message.worker == worker)  # type: ignore[misc]
+        asked += new
+    spawned = [message.worker for _, message in stage.broker.heard if isinstance(message, Spawned)]
+    assert sorted(spawned) == sorted(asked)
+    assert not [message for _, message in stage.broker.heard if isinstance(message, (SpawnFailed, Died))]
+
+
+def _templates(stage: Stage) -> list[int]:
+    workers = {hello.pid for hello in stage.broker.hellos}
+    launcher = stage.launchers[0].pid
+    return [pid for pid, status in all_processes().items() if status.parent == launcher and pid not in workers]

@@ -191,6 +191,8 @@ def test_forget_frees_what_was_leased(stage: Stage) -> None:
     assert len(places) == 3
     other.close()
     stage.broker.to_control(worker, Forget(other.id))
+    stage.broker.to_control(worker, Unwelcome(stage.broker.epoch))
+    stage.broker.expect(Ready)  # it was forgotten before this
     stage.batches = 10
     found = set()
     for _ in range(3):

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy.typing as npt
 
-from conch.errors import InvalidArgument, Unsupported
+from conch.errors import InvalidArgument
 from conch.messages import Fault, Parameter, Request
 
 Array = npt.NDArray[Any]
@@ -28,13 +28,11 @@ class LoadError(InvalidArgument):
     """The model cannot be completed or loaded. The text is the reason that clients and operators see."""
 
 
-class MissingFramework(Unsupported):
+class MissingFramework(LoadError):
     """A package that the backend needs is not installed."""
 
     def __init__(self, model: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"unable to load model '{model}': the package {package} is not installed; pip install 'conch[{extra}]'"
-        )
+        super().__init__(f"unable to load model '{model}': {package} is not installed; pip install 'conch[{extra}]'")
 
 
 @dataclass(frozen=True, slots=True)

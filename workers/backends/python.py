@@ -154,7 +154,7 @@ class Backend(BaseBackend):
             results = [self._result(item, response) for item, response in zip(items, responses, strict=True)]
         except ExecuteError as error:
             results = self._failed(items, str(error))
-        except Exception as error:  # whatever a model raises
+        except (Exception, asyncio.CancelledError) as error:  # whatever a model raises
             logger.exception("execute of '%s' failed", self.instance.name)
             results = self._failed(items, self._described(error))
         # an input's bytes are its sender's again when the batch is answered

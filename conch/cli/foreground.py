@@ -123,7 +123,8 @@ class Foreground:
         self._forget_broker()
         failed = [entry for entry in table.models if entry.state == "UNAVAILABLE" and entry.reason != "unloaded"]
         if self._settings.log_info or failed:
-            print("\n" + model_table(table.models), file=sys.stderr)
+            touched = [entry for entry in table.models if entry.state != "UNKNOWN"]
+            print("\n" + model_table(touched), file=sys.stderr)
         if failed and self._settings.exit_on_error:
             logger.error("creating server: Internal - failed to load all models")
             return False

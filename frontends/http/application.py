@@ -1,6 +1,7 @@
 """The HTTP API: routes requests to endpoints, and turns whatever goes wrong into Triton's errors."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -16,6 +17,8 @@ from frontends.http.response_body import encode
 from frontends.http.routes import Endpoint, Match, resolve
 from frontends.inference import InferenceResult
 from frontends.models import ReadyModel
+
+logger = logging.getLogger("conch.frontends.http.application")
 
 Handler = Callable[[Request, Match], Reply | Pending]
 
@@ -33,6 +36,7 @@ class HttpApplication:
         self._requester = requester
         self._models = requester.models
         self._max_input_nbytes = max_input_nbytes
+        self._verbose = logger.isEnabledFor(logging.DEBUG)
         endpoints = Endpoints(requester, server_id, strict_readiness, max_input_nbytes)
         self._handlers: dict[Endpoint, Handler] = {
             endpoint: getattr(endpoints, endpoint.name.lower())
@@ -42,6 +46,8 @@ class HttpApplication:
         self._handlers[Endpoint.INFER] = self._infer
 
     def answer(self, request: Request) -> Reply | Pending:
+        if self._verbose:
+            logger.debug("HTTP request: %s %s", request.method.decode(), request.target.decode("latin-1"))
         match = resolve(request.target)
         if match is None:
             return error_reply(404, "Not Found")

@@ -22,6 +22,9 @@ REASONS: Final = {
     503: "Service Unavailable",
 }
 
+#: an error may repeat a client's names, but not megabytes of them
+_MAX_ERROR_LENGTH: Final = 16384
+
 JSON_TYPE: Final = b"Content-Type: application/json\r\n"
 BINARY_TYPE: Final = b"Content-Type: application/octet-stream\r\n"
 
@@ -101,5 +104,5 @@ def json_reply(value: Any) -> Reply:
 
 def error_reply(status: int, message: str, headers: bytes = b"") -> Reply:
     """``{"error":"<message>"}``, as every error of Triton."""
-    text = message.encode(errors="replace").decode()
+    text = message[:_MAX_ERROR_LENGTH].encode(errors="replace").decode()
     return Reply(status, JSON_TYPE + headers, orjson.dumps({"error": text}))

@@ -10,9 +10,10 @@ import orjson
 
 from conch.errors import InvalidArgument, MalformedJson, TooLarge
 
-#: Triton bounds the nesting of an input's ``data``, which itself lies three levels deep
+#: arrays around a value of an input's ``data`` must be fewer than this (Triton's number)
 MAX_DATA_DEPTH: Final = 100
-MAX_DEPTH: Final = MAX_DATA_DEPTH + 2
+#: an empty array of 2 bytes takes 56 in memory
+MAX_CONTAINERS: Final = 2_000_000
 
 NOT_STRING: Final = "attempt to access JSON non-string as string"
 NOT_BOOLEAN: Final = "attempt to access JSON non-boolean as boolean"
@@ -21,6 +22,7 @@ NOT_UNSIGNED: Final = "attempt to access JSON non-unsigned-integer as unsigned-i
 NOT_NUMBER: Final = "attempt to access JSON non-number as double"
 NOT_ARRAY: Final = "attempt to access JSON non-array as array"
 
+_PARSER_DEPTH: Final = 900
 #: a string, or what may be one up to the end of the text; possessive and never failing, so that it takes linear time
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
@@ -43,17 +45,22 @@ _WORDS: Final = {
 def parse(text: bytes | bytearray, max_nbytes: int) -> Any:
     """``text`` as plain values; an integer beyond 64 bits becomes a float, as in Triton.
 
-    Raises ``TooLarge``, ``InvalidArgument`` for nesting that is too deep, and ``MalformedJson``.
+    Raises ``TooLarge``, ``MalformedJson``, and ``InvalidArgument`` for nesting that the parser cannot follow (about a
+    thousand levels; the stricter limit on tensors is checked where they are read).
     """
     if len(text) > max_nbytes:
         raise too_large(len(text), max_nbytes)
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit ({MAX_DATA_DEPTH})")
+    if len(text) > 2 * MAX_CONTAINERS and text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
+        raise TooLarge(f"the request JSON has more than the maximum of {MAX_CONTAINERS} arrays and objects")
     try:
         return orjson.loads(text)
     except ValueError:
         # NaN and Infinity are not JSON, but Triton reads and writes them; it is also asked what was wrong
         return _parse_slowly(bytes(text))
+
+
+def too_deep() -> InvalidArgument:
+    return InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit ({MAX_DATA_DEPTH})")
 
 
 def too_large(nbytes: int, max_nbytes: int) -> TooLarge:
@@ -63,7 +70,7 @@ def too_large(nbytes: int, max_nbytes: int) -> TooLarge:
     )
 
 
-def _depth(text: bytes | bytearray) -> int:
+def _depth(text: bytes) -> int:
     """The deepest nesting of ``text``, which need not be valid."""
     brackets = np.frombuffer(_STRINGS.sub(b"", text).translate(None, _NO_BRACKETS), np.uint8)
     if not brackets.size:
@@ -75,6 +82,8 @@ def _depth(text: bytes | bytearray) -> int:
 def _parse_slowly(text: bytes) -> Any:
     if not text.strip():
         raise _malformed("The document is empty.", 0)
+    if _depth(text) > _PARSER_DEPTH:
+        raise too_deep()
     try:
         value = json.loads(text.decode(), parse_float=_float, parse_int=_int)
         orjson.dumps(value)  # refuses half surrogate pairs, which could not be written as UTF-8 later
@@ -87,7 +96,7 @@ def _parse_slowly(text: bytes) -> Any:
     except OverflowError:
         raise _malformed("Number too big to be stored in double.", 0) from None
     except RecursionError:
-        raise InvalidArgument(f"JSON nesting depth exceeds maximum allowed limit ({MAX_DATA_DEPTH})") from None
+        raise too_deep() from None
     return value
 
 

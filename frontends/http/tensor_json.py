@@ -14,7 +14,15 @@ import orjson
 from conch.datatypes import ITEM_SIZES
 from conch.errors import Internal, InvalidArgument, MalformedJson
 from conch.tensors import STORAGE_DTYPES, BadBytes, pack, unpack
-from frontends.http.json_values import NOT_BOOLEAN, NOT_NUMBER, NOT_SIGNED, NOT_STRING, NOT_UNSIGNED
+from frontends.http.json_values import (
+    MAX_DATA_DEPTH,
+    NOT_BOOLEAN,
+    NOT_NUMBER,
+    NOT_SIGNED,
+    NOT_STRING,
+    NOT_UNSIGNED,
+    too_deep,
+)
 
 assert sys.byteorder == "little", "tensors are little-endian on the wire and are not swapped here"
 
@@ -60,7 +68,11 @@ def to_wire(name: str, datatype: str, data: list[Any], elements: int) -> bytes:
                 return packer(*data)
             except struct.error:
                 pass
+    depth = 1
     while list in kinds:
+        depth += 1
+        if depth >= MAX_DATA_DEPTH:
+            raise too_deep()
         if kinds == _LIST:
             data = list(chain.from_iterable(data))
         else:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conch.errors import ClientError, InvalidArgument, MalformedJson
-from frontends.http.json_values import MAX_DEPTH, _depth, parse
+from conch.errors import ClientError, InvalidArgument, MalformedJson, TooLarge
+from frontends.http.json_values import MAX_CONTAINERS, _depth, parse
 from tests.frontends.http.codecs import (
     LIMIT,
     decode_json,
@@ -63,21 +63,27 @@ def test_depth(text: str) -> None:
 
 
 def test_depth_limits() -> None:
-    for depth in (MAX_DEPTH - 3, MAX_DEPTH - 2):
-        body = (
-            b'{"inputs":[{"name":"A","shape":[1],"datatype":"INT8","data":'
-            + b"[" * depth
-            + b"1"
-            + b"]" * depth
-            + b"}]}"
-        )
-        if depth == MAX_DEPTH - 3:
-            assert decode_json(body)[0].inputs[0].data == b"\1"
-        else:
-            with pytest.raises(InvalidArgument, match=r"JSON nesting depth exceeds maximum allowed limit \(100\)"):
-                decode_json(body)
+    for depth in (99, 100):
+        data = b"[" * depth + b"1" + b"]" * depth
+        for datatype, value in ((b"INT8", b"1"), (b"BYTES", b'"a"')):
+            shown = data.replace(b"1", value)
+            body = b'{"inputs":[{"name":"A","shape":[1],"datatype":"%b","data":%b}]}' % (datatype, shown)
+            if depth == 99:
+                assert len(decode_json(body)[0].inputs[0].data) in (1, 5)
+            else:
+                with pytest.raises(InvalidArgument, match=r"JSON nesting depth exceeds maximum allowed limit \(100\)"):
+                    decode_json(body)
+    for text in (b"[" * 2000 + b"]" * 2000, b"[" * 2000 + b"NaN" + b"]" * 2000):
+        with pytest.raises(InvalidArgument, match=r"JSON nesting depth exceeds"):
+            parse(text, LIMIT)
     many = b'{"x":[' + b",".join([b'{"a":"[[[["}'] * 1000) + b"]}"
     assert len(parse(many, LIMIT)["x"]) == 1000
+
+
+def test_arrays_are_counted() -> None:
+    parse(b"[" + b"[]," * (MAX_CONTAINERS - 2) + b"[]]", LIMIT)
+    with pytest.raises(TooLarge, match="more than the maximum of 2000000 arrays and objects"):
+        parse(b"[" + b"[]," * MAX_CONTAINERS + b"[]]", LIMIT)
 
 
 @pytest.mark.parametrize(

@@ -1,42 +1,16 @@
 """The protocol engine over real sockets: framing, order, limits, and what a client may not do to others."""
 
-import asyncio
 import json
 import resource
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from frontends.http.engine import Limits
-from tests.frontends.http.support import Frontend, closed, read_response, simple_request, tensor
-
-BODY = json.dumps(simple_request()).encode()
-SIMPLE = b"/v2/models/simple/infer"
-
-
-def post(body: bytes = BODY, target: bytes = SIMPLE, *headers: bytes) -> bytes:
-    lines = (b"POST %b HTTP/1.1" % target, b"Host: x", b"Content-Length: %d" % len(body), *headers)
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
-
-
-def head(*lines: bytes) -> bytes:
-    return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def chunked(pieces: list[bytes], *headers: bytes) -> bytes:
-    start = head(b"POST %b HTTP/1.1" % SIMPLE, b"Host: x", b"Transfer-Encoding: chunked", *headers)
-    return start + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+from tests.frontends.http.support import Frontend, closed, read_response, simple_request
+from tests.frontends.http.wire import BODY, GET, HELD, POST, SIMPLE, chunked, head, post, wait_until
 
 
 @pytest.fixture
@@ -77,8 +51,7 @@ def test_pipelining_in_order(connection: socket.socket) -> None:
 
 def test_pipelining_behind_a_slow_answer(frontend: Frontend, connection: socket.socket) -> None:
     """What is pipelined waits its turn, more of it than may wait; errors keep their place."""
-    held = json.dumps({"inputs": [tensor("INPUT0", "INT32", [1], [7])]}).encode()
-    requests = [post(held, b"/v2/models/held/infer")]
+    requests = [post(HELD, b"/v2/models/held/infer")]
     requests += [post(json.dumps(simple_request(id=f"r{i}")).encode()) for i in range(50)]
     connection.sendall(b"".join(requests) + b"nonsense\r\n\r\n")
     wait_until(lambda: len(frontend.requester.held) == 1)
@@ -139,9 +112,8 @@ def test_expect_continue(connection: socket.socket) -> None:
 
 
 def test_expect_continue_waits_for_earlier_answers(frontend: Frontend, connection: socket.socket) -> None:
-    held = json.dumps({"inputs": [tensor("INPUT0", "INT32", [1], [7])]}).encode()
     sent = post(BODY, SIMPLE, b"Expect: 100-continue")
-    connection.sendall(post(held, b"/v2/models/held/infer") + sent[: -len(BODY)])
+    connection.sendall(post(HELD, b"/v2/models/held/infer") + sent[: -len(BODY)])
     wait_until(lambda: len(frontend.requester.held) == 1)
     frontend.do(frontend.requester.finish_held)
     buffered = bytearray()
@@ -201,9 +173,6 @@ def test_absolute_target(connection: socket.socket) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- malformed
-
-GET = b"GET /v2 HTTP/1.1"
-POST = b"POST %b HTTP/1.1" % SIMPLE
 
 
 @pytest.mark.parametrize(
@@ -322,174 +291,3 @@ def test_refused_client_that_goes_on_sending_gets_its_answer(connection: socket.
     for _ in range(50):
         connection.sendall(b" " * 1_000_000)
     assert read_response(connection)[0] == 400
-
-
-# ------------------------------------------------------------------------------------------------ clients that go away
-
-
-def test_disconnect_cancels(frontend: Frontend) -> None:
-    held = json.dumps({"inputs": [tensor("INPUT0", "INT32", [1], [7])]}).encode()
-    before = frontend.requester.cancelled
-    with frontend.connect() as connection:
-        connection.sendall(post(held, b"/v2/models/held/infer") + post())
-        wait_until(lambda: len(frontend.requester.held) == 1)
-        submitted = len(frontend.requester.submitted)
-    wait_until(lambda: frontend.requester.cancelled == before + 1)
-    frontend.do(frontend.requester.finish_held)
-    assert len(frontend.requester.submitted) == submitted
-
-
-def test_answer_that_crosses_the_disconnect_is_released(frontend: Frontend) -> None:
-    requester = frontend.requester
-    blob = struct.pack("<100000i", *range(100_000))
-    shown = {"name": "INPUT0", "shape": [100_000], "datatype": "INT32", "parameters": {"binary_data_size": len(blob)}}
-    header = json.dumps({"inputs": [shown], "parameters": {"binary_data_output": True}}).encode()
-    sent = post(header + blob, b"/v2/models/echo_int32/infer", b"Inference-Header-Content-Length: %d" % len(header))
-    borrowed = requester.borrowed
-    for _ in range(10):
-        with frontend.connect() as connection:
-            connection.sendall(sent)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets
-    wait_until(lambda: not frontend.engine.connections and requester.borrowed == requester.released)
-    assert requester.borrowed <= borrowed + 10
-    assert frontend.engine.buffered_nbytes == 0
-
-
-def test_upload_that_breaks_off(frontend: Frontend) -> None:
-    with frontend.connect() as connection:
-        header = head(POST, b"Content-Length: 900000")
-        connection.sendall(header + b" " * 500_000)
-        wait_until(lambda: frontend.engine.buffered_nbytes >= 500_000)
-    wait_until(lambda: frontend.engine.buffered_nbytes == 0)
-
-
-# -------------------------------------------------------------------------------------------------------------- limits
-
-
-def test_time_limits() -> None:
-    limits = Limits(
-        head_seconds=0.2,
-        body_grace_seconds=0.2,
-        body_nbytes_per_second=100_000,
-        idle_seconds=0.3,
-        linger_seconds=0.2,
-        write_seconds=0.3,
-    )
-    with Frontend(limits) as frontend:
-        with frontend.connect() as connection:  # headers too slow
-            connection.sendall(b"GET /v2 HTT")
-            assert read_response(connection)[0] == 408
-            assert closed(connection)
-        with frontend.connect() as connection:  # body too slow, small and large
-            connection.sendall(head(POST, b"Content-Length: 500") + b"{")
-            assert read_response(connection)[0] == 408
-        with frontend.connect() as connection:
-            connection.sendall(head(POST, b"Content-Length: 500000") + b"{" * 100)
-            assert read_response(connection)[0] == 408
-            assert closed(connection)
-        with frontend.connect() as connection:  # idle, from the start and after a request
-            assert closed(connection)
-        with frontend.connect() as connection:
-            connection.sendall(post())
-            assert read_response(connection)[0] == 200
-            assert closed(connection)
-        # in flight is not idle
-        held = json.dumps({"inputs": [tensor("INPUT0", "INT32", [1], [7])]}).encode()
-        with frontend.connect() as connection:
-            connection.sendall(post(held, b"/v2/models/held/infer"))
-            wait_until(lambda: len(frontend.requester.held) == 1)
-            connection.settimeout(1.2)
-            with pytest.raises(TimeoutError):
-                connection.recv(1)
-            frontend.do(frontend.requester.finish_held)
-            assert read_response(connection)[0] == 200
-        wait_until(lambda: not frontend.engine.connections)
-
-
-def test_reader_that_stops_is_cut_off_and_gives_the_memory_back() -> None:
-    with Frontend(Limits(write_seconds=0.3)) as frontend, frontend.connect() as connection:
-        requester = frontend.requester
-        nbytes = 32 << 20
-        shown = {"name": "INPUT0", "shape": [nbytes], "datatype": "UINT8", "parameters": {"binary_data_size": nbytes}}
-        header = json.dumps({"inputs": [shown], "parameters": {"binary_data_output": True}}).encode()
-        length = b"Inference-Header-Content-Length: %d" % len(header)
-        connection.sendall(post(header + bytes(nbytes), b"/v2/models/echo_uint8/infer", length))
-        wait_until(lambda: requester.borrowed == 1)
-        assert requester.released == 0
-        wait_until(lambda: requester.released == 1)
-        wait_until(lambda: not frontend.engine.connections)
-
-
-def test_too_many_connections() -> None:
-    with Frontend(Limits(connections=2)) as frontend:
-        with frontend.connect() as first, frontend.connect() as second:
-            for connection in (first, second):
-                connection.sendall(post())
-                assert read_response(connection)[0] == 200
-            with frontend.connect() as third:
-                status, headers, _ = read_response(third)
-                assert (status, headers["retry-after"]) == (503, "1")
-                assert closed(third)
-            first.sendall(post())
-            assert read_response(first)[0] == 200
-        wait_until(lambda: not frontend.engine.connections)
-        assert frontend.infer("simple", simple_request())[0] == 200
-
-
-def test_bodies_over_the_budget() -> None:
-    with Frontend(Limits(buffered_nbytes=1_000_000)) as frontend:
-        upload = head(POST, b"Content-Length: 900000", b"Inference-Header-Content-Length: 10") + b" " * 800_000
-        with frontend.connect() as first, frontend.connect() as second:
-            first.sendall(upload)
-            wait_until(lambda: frontend.engine.buffered_nbytes >= 800_000)
-            second.sendall(upload)
-            status, headers, _ = read_response(second)
-            assert (status, headers["retry-after"]) == (503, "1")
-            first.sendall(b" " * 100_000)
-            assert read_response(first)[0] == 500
-        wait_until(lambda: frontend.engine.buffered_nbytes == 0)
-
-
-def test_body_over_the_hard_limit() -> None:
-    with Frontend(Limits(body_nbytes=1_000_000)) as frontend, frontend.connect() as connection:
-        connection.sendall(head(POST, b"Content-Length: 1000001", b"Inference-Header-Content-Length: 10"))
-        status, _, body = read_response(connection)
-        assert status == 413
-        assert b"exceeds the maximum of 1000000 bytes" in body
-
-
-# --------------------------------------------------------------------------------------------------------------- drain
-
-
-def test_drain() -> None:
-    held = json.dumps({"inputs": [tensor("INPUT0", "INT32", [1], [7])]}).encode()
-    with Frontend() as frontend, frontend.connect() as idle, frontend.connect() as busy, frontend.connect() as half:
-        idle.sendall(post())
-        assert read_response(idle)[0] == 200
-        busy.sendall(post(held, b"/v2/models/held/infer"))
-        wait_until(lambda: len(frontend.requester.held) == 1)
-        half.sendall(post()[:-5])
-        wait_until(lambda: len(frontend.engine.connections) == 3)
-        drained = asyncio.run_coroutine_threadsafe(frontend.engine.drain(5), frontend.loop)
-        assert closed(idle)
-        with pytest.raises(ConnectionRefusedError):
-            frontend.connect()
-        half.sendall(post()[-5:])
-        status, headers, _ = read_response(half)
-        assert (status, headers["connection"]) == (200, "close")
-        frontend.do(frontend.requester.finish_held)
-        status, headers, _ = read_response(busy)
-        assert (status, headers["connection"]) == (200, "close")
-        assert closed(busy)
-        assert drained.result(5) is True
-
-
-def test_drain_gives_up() -> None:
-    held = json.dumps({"inputs": [tensor("INPUT0", "INT32", [1], [7])]}).encode()
-    with Frontend() as frontend, frontend.connect() as busy:
-        busy.sendall(post(held, b"/v2/models/held/infer"))
-        wait_until(lambda: len(frontend.requester.held) == 1)
-        drained = asyncio.run_coroutine_threadsafe(frontend.engine.drain(0.2), frontend.loop)
-        assert drained.result(5) is False
-        assert closed(busy)
-        assert frontend.requester.cancelled == 1

@@ -11,6 +11,7 @@ twice: the process in between ends at once, which makes the worker a child of th
 """
 
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -25,8 +26,13 @@ from conch.channels.seqpacket import MAX_MESSAGE_NBYTES
 from conch.messages import Fault, Spawn, Spawned, SpawnFailed
 from conch.settings import Settings
 from workers import worker
+from workers.backends.base import backend_class
 
 logger = logging.getLogger("conch.workers.template")
+
+#: how long without a request before more is imported
+_IDLE_S = 0.5
+_COMMON_MODULES = ("numpy.random", "asyncio")
 
 _decode = msgspec.msgpack.Decoder(Spawn).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -38,13 +44,19 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides when this process ends
     launcher = socket.socket(fileno=int(sys.argv[1]))
     launcher.set_inheritable(False)
-    worker.warm_up()
+    backend_class("python", "")  # the one that most models have
     # BLAS libraries start threads when they are loaded and end them before a fork; they come back when they are needed
     _fork_and_wait(os._exit, 0)
     gc.collect()
     gc.freeze()  # a collection in a worker would otherwise write to, and so copy, every inherited page
+    launcher.settimeout(_IDLE_S)
     while True:
-        frame = launcher.recv(MAX_MESSAGE_NBYTES)
+        try:
+            frame = launcher.recv(MAX_MESSAGE_NBYTES)
+        except TimeoutError:
+            _warm_up_further()
+            launcher.settimeout(None)
+            continue
         if not frame:
             return
         spawn = _decode(frame)
@@ -54,6 +66,14 @@ def main() -> None:
         except (OSError, RuntimeError) as error:
             logger.error("cannot fork a worker for %s: %s", spawn.instance_name, error)
             _report_failure(launcher, spawn, error)
+
+
+def _warm_up_further() -> None:
+    """While there is nothing to do: what models import most, and what would only delay the first workers."""
+    for name in _COMMON_MODULES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 def _fork_and_wait(function: Any, *arguments: Any) -> None:

@@ -29,7 +29,6 @@ from conch.settings import Settings
 from shm.arena import Arena
 from shm.leases import LeasedArena
 from workers import worker_file
-from workers.backends import python as python_backend
 from workers.backends.base import Backend, Instance, LoadError, backend_class
 from workers.batch import BatchRunner
 from workers.control import Control
@@ -51,12 +50,6 @@ _DRAIN_GRACE_S = 0.02
 _COMM_NBYTES = 15
 
 
-def warm_up() -> None:
-    """In the template: what every worker needs is imported with this module; the rest of it is here."""
-    np.random.seed()
-    python_backend.warm_up()
-
-
 def enter(spawn: Spawn, settings: Settings) -> None:
     """First thing in the new process: a session of its own, output to the model's log, and a file that tells of it."""
     os.setsid()
@@ -73,7 +66,8 @@ def enter(spawn: Spawn, settings: Settings) -> None:
     with contextlib.suppress(OSError), open("/proc/self/comm", "wb") as comm:
         comm.write(spawn.instance_name.encode()[:_COMM_NBYTES])
     worker_file.write_own(spawn, log_offset, run_dir)
-    np.random.seed()  # or all workers would draw the template's numbers
+    if "numpy.random" in sys.modules:
+        np.random.seed()  # or all workers would draw the template's numbers
 
 
 def run_and_exit(spawn: Spawn, settings: Settings) -> NoReturn:

@@ -1,6 +1,5 @@
 """Models written in Python for Triton: a file ``model.py`` with a class ``TritonPythonModel``."""
 
-import asyncio
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from sys import getrefcount
+from types import CoroutineType
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,6 @@ _MOST_LOOKED_AT = 1000
 _MODULE = "triton_python_backend_utils"
 
 
-def warm_up() -> None:
-    """In the template: what the first call would otherwise do in every worker."""
-    asyncio.iscoroutine(None)
-
-
 class ExecuteError(Exception):
     """The model broke the contract of ``execute``."""
 
@@ -50,7 +45,7 @@ class Backend(BaseBackend):
         self._module: Any = None
         self._model: Any = None
         self._execute: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: Any = None
         self._output_names: list[str] = []
         self._outputs: frozenset[str] = frozenset()
         self._expected: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -154,7 +149,9 @@ class Backend(BaseBackend):
             results = [self._result(item, response) for item, response in zip(items, responses, strict=True)]
         except ExecuteError as error:
             results = self._failed(items, str(error))
-        except (Exception, asyncio.CancelledError) as error:  # whatever a model raises
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # whatever a model raises; asyncio.CancelledError is no Exception
             logger.exception("execute of '%s' failed", self.instance.name)
             results = self._failed(items, self._described(error))
         # an input's bytes are its sender's again when the batch is answered
@@ -168,13 +165,15 @@ class Backend(BaseBackend):
             file = self._shown(str(self._file()))
             raise ExecuteError(f"Python model {file} does not implement `execute` method.")
         responses = self._execute(requests)
-        if asyncio.iscoroutine(responses):
+        if type(responses) is CoroutineType:
             responses = self._await(responses)
         _check(responses, len(requests))
         return responses  # type: ignore[no-any-return]
 
     def _await(self, coroutine: Any) -> Any:
         if self._loop is None:
+            import asyncio  # only for models that need it
+
             self._loop = asyncio.new_event_loop()
         return self._loop.run_until_complete(coroutine)
 

@@ -99,7 +99,8 @@ class Worker:
             self._context, run_dir.broker_socket, b"D" + spawn.worker.encode(), ToWorkerData
         )
         self._poll = select.poll()
-        for descriptor in (self._data.fileno(), self._data.monitor_fileno(), self._shared.wake_main):
+        self._monitor = self._data.monitor_fileno()
+        for descriptor in (self._data.fileno(), self._monitor, self._shared.wake_main):
             self._poll.register(descriptor, select.POLLIN)
         self._arena = LeasedArena(Arena(settings.worker_arena_nbytes, "output"))
         self._connections = Connections(spawn.worker, run_dir, self._arena, self._poll)
@@ -160,7 +161,7 @@ class Worker:
             config = decode_config(configured)
         backend.load()
         self._shared.become("ready")
-        self._ready_due = True
+        self._ready_due = self._shared.attention = True
         return backend, config
 
     def _configured(self, completed: Completed) -> str | None:
@@ -186,18 +187,16 @@ class Worker:
             if self._shared.put_down(done):
                 self._report(done)
 
-    def _report(self, done: Done) -> bool:
-        sent = self._data.send_nowait(done)
-        if not sent:
+    def _report(self, done: Done) -> None:
+        if not self._data.send_nowait(done):
             self._shared.keep(done)
-        return sent
 
     def _next_batch(self) -> Batch | None:
         """Waits for a batch that is to be run; None when the worker is to end.
 
         The socket's descriptor is edge-triggered: after everything that may have sent, it is read until it is empty.
         """
-        graced = False
+        leave_at: float | None = None
         while True:
             if self._shared.attention:
                 self._shared.attention = False
@@ -209,15 +208,14 @@ class Worker:
                     return batch
                 if taken is None:
                     self._in_doubt.append(batch)
-            elif self._attend():
-                continue
             elif not self._shared.draining:
                 self._wait(self._idle_s())
-            elif graced:
-                return None
             else:
-                graced = True
-                self._wait(_DRAIN_GRACE_S)
+                now = time.monotonic()
+                leave_at = leave_at or now + _DRAIN_GRACE_S
+                if now >= leave_at:
+                    return None
+                self._wait(leave_at - now)
 
     def _receive(self) -> Batch | None:
         while True:
@@ -230,26 +228,24 @@ class Worker:
         """The next batch of those in doubt, if the doubt is over."""
         return self._in_doubt.popleft() if self._in_doubt and self._shared.epoch is not None else None
 
-    def _attend(self) -> bool:
-        """What there is to do beside batches. True if something was sent."""
+    def _attend(self) -> None:
+        """What there is to do beside batches, when somebody has asked for attention."""
         shared = self._shared
         while shared.forgotten:
             self._connections.forget(shared.forgotten.popleft())
         if shared.epoch is None:
-            return False
+            return
         if shared.welcomes != self._welcomes:
             self._welcomes = shared.welcomes
             self._ready_due = True
         if self._ready_due and self._data.send_nowait(Ready(self._spawn.worker)):
             self._ready_due = False
-            return True
-        sent = False
         for done in shared.unreported():
-            sent |= self._report(done)
-        return sent
+            self._report(done)
 
     def _idle_s(self) -> float | None:
         if self._shared.epoch is not None and (self._ready_due or self._shared.has_unreported):
+            self._shared.attention = True
             return _RETRY_S
         if not self._arena.arena.reserved_nbytes:
             return None
@@ -265,7 +261,7 @@ class Worker:
             if descriptor == self._shared.wake_main:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(descriptor)
-            elif descriptor == self._data.monitor_fileno():
+            elif descriptor == self._monitor:
                 self._ready_due |= True in self._data.connection_changes()
             else:
                 self._connections.read_ready(descriptor)

@@ -322,7 +322,8 @@ class Dispatcher:
             self._drain_worker(slot)
         else:
             slot.settle()
-        self._dirty[model] = None
+        if model.queue.live or model.retries or model.closing is not None:
+            self._dirty[model] = None
 
     def _finish_partly(self, worker: WorkerSlot, jobs: list[Job], done: Done, now: float) -> None:
         """The slow way of ``done``: some failed, some did not reach their requester."""

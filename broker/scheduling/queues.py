@@ -161,7 +161,7 @@ class ModelQueue:
         """
         if not self.live:
             return None
-        if self.merges:
+        if self.merges and (self.live > 1 or not self.closes_early or full_only):
             if now < self.held_until and self.units < self.held_units:
                 return None
             if full_only and self.units < self.max_units:
@@ -171,7 +171,9 @@ class ModelQueue:
         while active:
             job = active.popleft()
             if self._reached(job, self.levels[0], active, now, expired):
-                self._remove([job])
+                self.levels[0].live -= 1
+                self.live -= 1
+                self.units -= job.size
                 return [job]
         return None
 

@@ -32,6 +32,10 @@ _IPC_FILTER_UID = 59
 #: first frame of what a monitor sends: the event and its value
 _MONITOR_EVENT = struct.Struct("=hi")
 _NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
@@ -51,8 +55,11 @@ class RouterChannel(Generic[Out, In]):
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
         self.socket.setsockopt(_IPC_FILTER_UID, os.geteuid())
         self.socket.bind(f"ipc://{path}")
-        self._send: Any = self.socket.send
-        self._receive: Any = self.socket.recv
+        # past pyzmq's Python layer and its enums, which cost more than the call
+        core: Any = super(zmq.Socket, self.socket)
+        self._send = core.send
+        self._receive = core.recv
+        self._get = core.get
         self._decode = msgspec.msgpack.Decoder(incoming).decode
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -60,8 +67,8 @@ class RouterChannel(Generic[Out, In]):
         """False if the peer is unknown (EHOSTUNREACH), gone, or its pipe is full (EAGAIN)."""
         encoded = self._encode(message)
         try:  # two sends are faster than send_multipart; only the first can fail, because it chooses the pipe
-            self._send(peer, zmq.NOBLOCK | zmq.SNDMORE)
-            self._send(encoded, zmq.NOBLOCK)
+            self._send(peer, _NOBLOCK_MORE)
+            self._send(encoded, _NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -73,8 +80,8 @@ class RouterChannel(Generic[Out, In]):
     def receive_nowait(self) -> tuple[bytes, In] | None:
         """The next message and its sender's routing id. Raises ``BadMessage``."""
         try:
-            peer = self._receive(zmq.NOBLOCK)
-            frame = self._receive(zmq.NOBLOCK, copy=False)
+            peer = self._receive(_NOBLOCK)
+            frame = self._receive(_NOBLOCK, False)
         except zmq.Again:
             return None
         if frame.more:
@@ -87,7 +94,7 @@ class RouterChannel(Generic[Out, In]):
 
     def is_readable(self) -> bool:
         """Whether ``receive_nowait`` has something; cheaper than asking it when the answer is no."""
-        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(self._get(_EVENTS) & _POLLIN)
 
     def fileno(self) -> int:
         return int(self.socket.getsockopt(zmq.FD))

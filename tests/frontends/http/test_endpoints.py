@@ -324,7 +324,8 @@ def test_unknown_paths(frontend: Frontend, path: str) -> None:
 def all_errors(base: type[errors.ConchError]) -> Iterator[type[errors.ConchError]]:
     yield base
     for subclass in base.__subclasses__():
-        yield from all_errors(subclass)
+        if subclass.__module__ == errors.__name__:  # other tests import modules with errors of their own
+            yield from all_errors(subclass)
 
 
 def test_every_error_has_a_status() -> None:

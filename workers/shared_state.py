@@ -41,7 +41,7 @@ class SharedState:
         self._unlisted: list[Done] = []
 
     def wake(self) -> None:
-        """To be called by the control thread, or by a signal handler of the main thread."""
+        """To be called by the control thread."""
         self.attention = True
         os.eventfd_write(self.wake_main, 1)
 
@@ -88,7 +88,6 @@ class SharedState:
         self.wake()
 
     def drain(self) -> None:
-        """Also from a signal handler, hence without the lock."""
         self.draining = True
         self.wake()
 

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import select
-import signal
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ from typing import NoReturn
 import numpy as np
 import zmq
 
+from conch import process
 from conch.channels import BadMessage
 from conch.channels.zeromq import DealerChannel
 from conch.errors import ConchError
@@ -99,8 +99,10 @@ class Worker:
             self._context, run_dir.broker_socket, b"D" + spawn.worker.encode(), ToWorkerData
         )
         self._poll = select.poll()
+        # a descriptor, because a handler alone would not interrupt a poll that is just about to begin
+        self._stop = process.StopSignals()
         self._monitor = self._data.monitor_fileno()
-        for descriptor in (self._data.fileno(), self._monitor, self._shared.wake_main):
+        for descriptor in (self._data.fileno(), self._monitor, self._shared.wake_main, self._stop.fileno()):
             self._poll.register(descriptor, select.POLLIN)
         self._arena = LeasedArena(Arena(settings.worker_arena_nbytes, "output"))
         self._connections = Connections(spawn.worker, run_dir, self._arena, self._poll)
@@ -111,8 +113,6 @@ class Worker:
 
     def run(self) -> int:
         """The process's exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: self._shared.drain())
         self._control.start()
         try:
             try:
@@ -201,6 +201,8 @@ class Worker:
             if self._shared.attention:
                 self._shared.attention = False
                 self._attend()
+            if self._stop.received:
+                self._look_at_signals()
             batch = self._receive() or self._decided()
             if batch is not None:
                 taken = self._shared.take_up(batch)
@@ -227,6 +229,11 @@ class Worker:
     def _decided(self) -> Batch | None:
         """The next batch of those in doubt, if the doubt is over."""
         return self._in_doubt.popleft() if self._in_doubt and self._shared.epoch is not None else None
+
+    def _look_at_signals(self) -> None:
+        """Asked to end by whoever started us, because there is no broker that would."""
+        if self._stop.take():
+            self._shared.draining = True
 
     def _attend(self) -> None:
         """What there is to do beside batches, when somebody has asked for attention."""
@@ -261,6 +268,8 @@ class Worker:
             if descriptor == self._shared.wake_main:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(descriptor)
+            elif descriptor == self._stop.fileno():
+                self._look_at_signals()
             elif descriptor == self._monitor:
                 self._ready_due |= True in self._data.connection_changes()
             else:

@@ -28,6 +28,7 @@ from conch.messages import (
     Died,
     Dispatch,
     Done,
+    Kill,
     LauncherHello,
     Link,
     LoadFailed,
@@ -65,6 +66,7 @@ class FakeBroker:
         self.launcher = b""
         self.hellos: list[WorkerHello] = []
         self.launcher_hellos: list[LauncherHello] = []
+        self.dead: set[str] = set()
         self.welcoming = True
 
     def close(self) -> None:
@@ -82,6 +84,8 @@ class FakeBroker:
         if isinstance(message, LauncherHello):
             self.launcher = peer
             self.launcher_hellos.append(message)
+        if isinstance(message, Died):
+            self.dead.add(message.worker)
         if isinstance(message, WorkerHello):
             self.hellos.append(message)
         if isinstance(message, (LauncherHello, WorkerHello)):
@@ -234,7 +238,8 @@ class Stage:
         self.run_dir = RunDir(path / "run")
         self.run_dir.create()
         self.broker = FakeBroker(self.run_dir)
-        self.requester = FakeRequester(self.run_dir)
+        self.requester: FakeRequester
+        self.alive: list[str] = []
         self.launchers: list[subprocess.Popen[bytes]] = []
         self.batches = 0
         self.start_launcher()
@@ -249,6 +254,23 @@ class Stage:
         self.launchers.append(launcher)
         return launcher
 
+    def enter(self) -> None:
+        """A test begins."""
+        self.requester = FakeRequester(self.run_dir)
+
+    def leave(self, expect_deaths: bool = True) -> None:
+        """It is over: its workers are ended."""
+        if expect_deaths:
+            for worker in self.alive:
+                if worker not in self.broker.dead:
+                    self.broker.to_launcher(Kill(worker))
+            while not self.broker.dead.issuperset(self.alive):
+                assert self.broker.listen(TIMEOUT_S), "a worker does not die"
+        self.alive.clear()
+        self.broker.heard.clear()
+        self.broker.hellos.clear()
+        self.requester.close()
+
     def close(self) -> None:
         for launcher in self.launchers:
             if launcher.poll() is None:
@@ -259,7 +281,6 @@ class Stage:
             except subprocess.TimeoutExpired:
                 launcher.kill()
                 launcher.wait()
-        self.requester.close()
         self.broker.close()
 
     # ------------------------------------------------------------------------------------------------------ models
@@ -315,6 +336,7 @@ class Stage:
             **options,
         )
         self.broker.to_launcher(spawn)
+        self.alive.append(worker)
         return worker
 
     def ready(self, config: dict[str, Any], **options: Any) -> str:

@@ -29,6 +29,11 @@ response = InferenceResponse([Tensor("OUT", x)])
 """)
 
 
+@pytest.fixture
+def stage(own_stage: Stage) -> Stage:
+    return own_stage
+
+
 def pid_of(stage: Stage, worker: str) -> int:
     return next(hello.pid for hello in stage.broker.hellos if hello.worker == worker)
 
@@ -282,7 +287,7 @@ def test_templates_that_die_lose_no_worker(stage: Stage) -> None:
     config = stage.model("echo", ECHO)
     stage.broker.await_launcher()
     asked: list[str] = []
-    for pause_s in (0.0, 0.002, 0.005, 0.01):
+    for pause_s in (0.0, 0.003):
         eventually(lambda: len(_templates(stage)) == 1, "there is no template")
         (template,) = _templates(stage)
         new = [stage.spawn(config) for _ in range(5)]

@@ -46,9 +46,12 @@ def failing(make_run_dir: Callable[[], Path]) -> Iterator[tuple[Stage, str]]:
     """A worker that fails in the way whose number it is sent, and answers -1 well."""
     branches = "\n".join(f"if x[0, 0] == {number}:\n    {statement}" for number, statement in enumerate(FAILURES))
     stage = Stage(make_run_dir())
-    worker = stage.ready(stage.model("fails", model(branches + "\nresponse = InferenceResponse([Tensor('OUT', x)])")))
+    stage.enter()
+    code = model(branches + "\nresponse = InferenceResponse([Tensor('OUT', x)])")
+    worker = stage.ready(stage.model("fails", code))
     stage.ask(worker, "fails", ints(-1))
     yield stage, worker
+    stage.leave()
     stage.close()
 
 
@@ -130,8 +133,7 @@ LOAD_FAILURES = {
 
 
 @pytest.mark.parametrize("name", LOAD_FAILURES)
-def test_reasons_of_load_failures(stage_of_module: Stage, name: str) -> None:
-    stage = stage_of_module
+def test_reasons_of_load_failures(stage: Stage, name: str) -> None:
     code, reason = LOAD_FAILURES[name]
     assert stage.load_failure(stage.model(name, code)) == reason
     if name not in ("initialize", "constructor"):

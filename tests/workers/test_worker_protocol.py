@@ -4,6 +4,7 @@ import os
 import signal
 
 import numpy as np
+import pytest
 
 from conch.messages import (
     Batch,
@@ -32,6 +33,11 @@ while not os.path.exists(name) and not request.is_cancelled():
     time.sleep(0.002)
 response = InferenceResponse([Tensor("OUT", x * (-1 if request.is_cancelled() else 1))])
 """)
+
+
+@pytest.fixture
+def stage(own_stage: Stage) -> Stage:
+    return own_stage
 
 
 def started(stage: Stage, number: int) -> None:

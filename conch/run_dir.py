@@ -24,6 +24,7 @@ class RunDir:
     launcher.lock         held by the launcher
     serve.lock            held by ``conch serve``
     supervisor.lock       held by supervisord; holds its pid and ports, so it tells whether a server runs here
+    supervisord.pid       its pid; it removes the file in the end
     supervisor.sock       supervisord's control socket (``supervisorctl``, ``conch status``)
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
     workers/ID.json       one per live worker, written by the launcher, for its successor

@@ -1,6 +1,7 @@
 """The running ``conch serve``: waits for the models, says what happened, and stops the server when asked."""
 
 import logging
+import math
 import os
 import select
 import socket
@@ -29,6 +30,8 @@ _STARTING_LOOK_SECONDS = 0.02
 _MAX_EXITS_AT_START = 3
 #: for whatever supervisord left behind
 _LEFTOVER_GRACE_SECONDS = 3.0
+#: after the time to stop is over: enough to remove sockets and segments, not to finish anything
+_LAST_WORDS_SECONDS = 1.0
 #: what a second signal leaves of the time to stop
 _HURRY_SECONDS = 2.0
 
@@ -182,11 +185,11 @@ class Foreground:
                 deadline = min(deadline, now + _HURRY_SECONDS)
             if now >= deadline:
                 logger.error("Exit timeout expired. Exiting immediately.")
-                self._family.end(0)
+                self._family.end(_LAST_WORDS_SECONDS)
                 return 1
             if now >= next_report:
                 next_report += 1
-                logger.info("Timeout %d: waiting for requests and models to finish", int(deadline - now))
+                logger.info("Timeout %d: waiting for requests and models to finish", math.ceil(deadline - now))
         if self._family.end(_LEFTOVER_GRACE_SECONDS):
             logger.warning("some processes had to be ended after supervisord")
         return status

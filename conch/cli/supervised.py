@@ -103,9 +103,10 @@ class Waker:
     def handle_error(self) -> None:
         raise  # noqa: PLE0704  supervisord calls this inside its except clause
 
-    def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
+    def forget(self) -> None:
+        """For one whose descriptors supervisord has closed; their numbers may belong to something else by now."""
+        del asyncore.socket_map[self._reader.detach()]
+        self._writer.detach()
 
 
 class Interface:
@@ -120,6 +121,10 @@ class Interface:
         events.subscribe(events.ProcessStateStartingEvent, self._on_starting)
         events.subscribe(events.ProcessStateExitedEvent, self._on_exited)
         self._waker.wake()
+
+    def forget(self) -> None:
+        """Makes room for the next one, after supervisord has closed every descriptor."""
+        self._waker.forget()
 
     def _on_starting(self, event: Any) -> None:
         name = event.process.config.name
@@ -148,19 +153,26 @@ class Interface:
 
 
 def make(supervisord: Any, **_options: str) -> Interface:
-    """Called by supervisord when it has its programs and its control socket, before it starts the first program."""
-    if not supervisord.options.first:
-        # after SIGHUP supervisord has closed every descriptor, and with it the lock
+    """Called by supervisord when it has its programs and its control socket, before it starts the first program; and
+    once more for each SIGHUP, after which it has closed every descriptor of this process."""
+    global _interface
+    if _interface is not None:
+        _interface.forget()
         _hold_lock(_settings, again=True)
-    # supervisord removes its pid file when it ends: run by root, it would remove /dev/null
-    supervisord.options.write_pidfile = lambda: None
+    # supervisord deletes what these name, when it ends or is told to; its configuration is read before the run directory
+    # exists and names others
+    run_dir = RunDir(_settings.run_dir)
+    supervisord.options.pidfile = str(run_dir.path / "supervisord.pid")
+    supervisord.options.logfile = str(run_dir.logs / "supervisord.log")
     for group in supervisord.process_groups.values():
         for process in group.processes.values():
             stop_wait = _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS
             process.config.stopwaitsecs = max(process.config.stopwaitsecs, stop_wait)
             if process.config.name == "http":
                 process.config.autostart = _settings.allow_http
-    return Interface()
+    _interface = Interface()
+    return _interface
 
 
+_interface: Interface | None = None
 _settings = _prepare()

@@ -245,8 +245,12 @@ def test_supervisord_runs_the_same_thing(repository: Path, run_dir: Path, run: R
         assert all(environment(rows[name]["pid"])["CONCH_RUN_DIR"] == str(path) for name in ("broker", "http"))
         second = run("serve", *flags_for(repository, path, free_port()))
         assert second.returncode == 1 and f"pid {process.pid}" in second.stderr
+        assert (path / "supervisord.pid").read_text().strip() == str(process.pid)
         assert server.stop() == 0
         assert not server.leftovers()
+        # as root supervisord can delete whatever its configuration names
+        assert not (path / "supervisord.pid").exists()
+        assert Path(os.devnull).is_char_device()
     finally:
         server.kill_everything()
 

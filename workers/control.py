@@ -111,11 +111,18 @@ class Control(threading.Thread):
             self._welcomed = False
             if not connected:
                 self._shared.disconnected()
+        worked |= self._receive()  # all of it: what a former broker had said counts as heard before the HELLO
         if self._hello_due:
             worked |= self._say_hello()
         while self._welcomed and self._posted and self._channel.send_nowait(self._posted[0]):
             self._posted.popleft()
             worked = True
+        worked |= self._receive()
+        self._look_for_life()
+        return worked
+
+    def _receive(self) -> bool:
+        received = False
         while True:
             try:
                 message = self._channel.receive_nowait()
@@ -123,11 +130,9 @@ class Control(threading.Thread):
                 logger.error("dropped a message from the broker: %s", error)
                 continue
             if message is None:
-                break
-            worked = True
+                return received
+            received = True
             self._take(message)
-        self._look_for_life()
-        return worked
 
     def _say_hello(self) -> bool:
         spawn = self._spawn
@@ -150,8 +155,9 @@ class Control(threading.Thread):
     def _take(self, message: ToWorkerControl) -> None:
         match message:
             case Welcome(_, epoch):
-                self._welcomed = True
-                self._shared.welcomed(epoch)
+                if not self._hello_due:  # or it is a former broker's
+                    self._welcomed = True
+                    self._shared.welcomed(epoch)
             case Unwelcome(_, None):
                 # in answer to a HELLO that crossed it there is a Welcome on its way
                 self._hello_due = self._hello_due or self._welcomed

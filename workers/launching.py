@@ -161,7 +161,7 @@ class Launcher:
                 case Kill():
                     self._kill(message.worker)
                 case Welcome():
-                    self._welcomed = True
+                    self._welcomed = not self._hello_due  # or it is a former broker's
                 case Unwelcome(fault=None):
                     # in answer to a HELLO that crossed it there is a Welcome on its way
                     self._hello_due = self._hello_due or self._welcomed

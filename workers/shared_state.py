@@ -33,12 +33,9 @@ class SharedState:
         self.forgotten: deque[str] = deque()
         self.welcomes = 0
         self.attention = False
-        self._last_epoch: int | None = None
-        self._former_epochs: set[int] = set()
         self._running: tuple[Running, ...] = ()
         self._cancelled: dict[tuple[str, int], None] = {}
         self._unreported: list[Done] = []
-        self._unlisted: list[Done] = []
 
     def wake(self) -> None:
         """To be called by the control thread."""
@@ -52,22 +49,16 @@ class SharedState:
             self.epoch = None
 
     def hello(self) -> tuple[WorkerState, str, tuple[Running, ...]]:
-        """State, configuration hash and running requests for a HELLO that is about to be sent."""
+        """State, configuration hash and running requests for a HELLO that is about to be sent. What is done and not
+        reported by then never will be."""
         with self._lock:
             self.epoch = None
-            self._unlisted += self._unreported
-            self._unreported = []
+            self._unreported.clear()
             return self.state, self.config_hash, self._running
 
     def welcomed(self, epoch: int) -> None:
         with self._lock:
-            # what was done before the HELLO is not in it, so only the broker that sent it knows what it is
-            self._unreported = [done for done in self._unlisted if done.epoch == epoch] + self._unreported
-            self._unlisted = []
-            if self._last_epoch is not None:
-                self._former_epochs.add(self._last_epoch)
-            self._former_epochs.discard(epoch)
-            self.epoch = self._last_epoch = epoch
+            self.epoch = epoch
             self.welcomes += 1
         self.wake()
 
@@ -102,10 +93,10 @@ class SharedState:
     def take_up(self, batch: Batch) -> bool | None:
         """True: it is running now. False: a former broker sent it, and it is lost. None: that is not known yet."""
         with self._lock:
-            if batch.epoch in self._former_epochs:
-                return False
-            if self.epoch is None and batch.epoch == self._last_epoch:
+            if self.epoch is None:
                 return None
+            if batch.epoch != self.epoch:
+                return False
             self._running = tuple(
                 [
                     Running(item.requester, item.request.id, item.request.attempt, batch.epoch, batch.id)

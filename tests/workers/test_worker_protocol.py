@@ -129,8 +129,10 @@ def test_a_batch_that_overtakes_the_welcome(stage: Stage) -> None:
     batch = Batch(8, 1, (Dispatch(stage.requester.id, request),))
     while not stage.broker.router.send_nowait(b"D" + worker.encode(), batch):
         stage.broker.listen(0.01)
-    assert stage.requester.response(worker).id == request.id
+    with pytest.raises(AssertionError):
+        stage.requester.response(worker, timeout_s=0.2)  # it waits for the Welcome
     stage.broker.to_control(worker, Welcome(1, 8))
+    assert stage.requester.response(worker).id == request.id
     assert stage.done(1).epoch == 8
 
 

@@ -71,6 +71,7 @@ class Server:
         self._files = FileThread()
         folders = {load.folder for load in (memory.loads or {}).values()}
         self._files.submit(lambda: remove_other_folders(self._overrides, folders), lambda _: None)
+        self._files.submit(sweep, lambda _: None)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._channel: RouterChannel[Any, ToBroker] = RouterChannel(self._context, run_dir.broker_socket, ToBroker)
         self._watched: dict[int, bytes] = {}

@@ -159,8 +159,8 @@ def make(supervisord: Any, **_options: str) -> Interface:
     if _interface is not None:
         _interface.forget()
         _hold_lock(_settings, again=True)
-    # supervisord deletes what these name, when it ends or is told to; its configuration is read before the run directory
-    # exists and names others
+    # supervisord deletes what these name, when it ends or is told to; its configuration, which is read before the run
+    # directory exists, names others
     run_dir = RunDir(_settings.run_dir)
     supervisord.options.pidfile = str(run_dir.path / "supervisord.pid")
     supervisord.options.logfile = str(run_dir.logs / "supervisord.log")

@@ -1,8 +1,8 @@
 """Starts worker processes for the broker, and sees them die.
 
-One poll loop over the broker's socket, the warm template's socket, and one pidfd per worker: a death is an event of its
-pidfd and of nothing else. Workers are in sessions of their own and outlive this process; its successor finds them by
-the files in ``RUN_DIR/workers``.
+One poll loop over the broker's socket, the warm template's socket, and one pidfd per worker: a worker's death is an
+event of its pidfd and of nothing else. Workers are in sessions of their own and outlive this process; its successor
+finds them by the files in ``RUN_DIR/workers``.
 
 On SIGTERM it goes on until the broker is gone or no worker is left, and then ends what still runs. A second SIGTERM
 shortens that.
@@ -119,11 +119,8 @@ class Launcher:
             self._stop.take()
             self._receive()
             template = self._template
-            if template is not None:
-                if template.channel.fileno() in ready:
-                    self._read_template(template)
-                if template.process.descriptor in ready:
-                    self._template_died(template)
+            if template is not None and template.channel.fileno() in ready and not self._read_template(template):
+                self._template_died(template)
             for descriptor in [*self._handover_attempts, *(ready.keys() & self._live.keys())]:
                 if descriptor in self._live:
                     self._bury(descriptor)
@@ -197,19 +194,22 @@ class Launcher:
     def _use(self, process: TemplateProcess) -> None:
         self._template = template = Template(process)
         self._poll.register(template.channel.fileno(), select.POLLIN)
-        self._poll.register(process.descriptor, select.POLLIN)
         for pending in self._pending.values():
             pending.sent = False
 
-    def _read_template(self, template: Template) -> None:
-        """Until it would block or, when the template is dead, to the end of what it and its children had sent."""
+    def _read_template(self, template: Template) -> bool:
+        """False once the template is dead and everything that it and its children had sent has been read: no worker
+        that it has forked goes unseen, and is started a second time by its successor."""
         while True:
             try:
                 received = template.channel.receive_nowait()
-            except (ChannelClosed, BadMessage):
-                return
+            except ChannelClosed:
+                return False
+            except BadMessage as error:
+                logger.error("dropped a message from the template: %s", error)
+                continue
             if received is None:
-                return
+                return True
             message, _ = received
             pending = self._pending.pop(message.worker, None)
             if isinstance(message, SpawnFailed):
@@ -233,9 +233,7 @@ class Launcher:
             worker.kill()
 
     def _template_died(self, template: Template) -> None:
-        self._read_template(template)
         self._poll.unregister(template.channel.fileno())
-        self._poll.unregister(template.process.descriptor)
         template.process.close()
         self._template = None
         young = time.monotonic() - template.process.started < TEMPLATE_BACKOFF_S

@@ -1,6 +1,5 @@
 """The launcher's end of the template. It imports little: the template then starts while the launcher still imports."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,7 +7,8 @@ import time
 
 
 class TemplateProcess:
-    """``connection``: to the template, SEQPACKET. ``descriptor``: its pidfd. ``started``: monotonic, in seconds."""
+    """``connection``: SEQPACKET, to the template and to what it is forking; end of file when all of these are gone or
+    have said what they had to say. ``started``: monotonic, in seconds."""
 
     def __init__(self) -> None:
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -21,7 +21,6 @@ class TemplateProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self.descriptor = os.pidfd_open(self.popen.pid)
         self.started = time.monotonic()
 
     def close(self) -> None:
@@ -29,4 +28,3 @@ class TemplateProcess:
         self.connection.close()
         self.popen.kill()
         self.popen.wait()
-        os.close(self.descriptor)

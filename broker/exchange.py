@@ -76,6 +76,10 @@ class Outlet(Protocol):
         """To the socket with this routing id; False if it cannot be reached now."""
         ...
 
+    def send_batch(self, worker: str, batch: Batch) -> bool:
+        """On the worker's data connection; False if there is none now, or it is full."""
+        ...
+
     def work(self, effect: Work) -> None:
         """File work, in order, off the loop; results come back to ``polled``, ``polled_all`` and ``names_found``."""
         ...
@@ -383,7 +387,7 @@ class Exchange:
                     self._outlet.work(instruction)
 
     def _send_batch(self, worker: str, batch: Batch, now: float) -> None:
-        if not self._outlet.send(b"D" + worker.encode(), batch):
+        if not self._outlet.send_batch(worker, batch):
             self._dispatcher.unreachable(worker, batch.id, now)
 
     def _tell(self, peer: bytes, message: Any) -> None:

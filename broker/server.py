@@ -15,12 +15,14 @@ import zmq
 from broker.exchange import Exchange, Work
 from broker.files import FileThread
 from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, restore, save
+from broker.links import WorkerLinks
 from broker.repository import BackendSettings, Found, Repository
 from broker.repository.overrides import remove_folder, remove_other_folders
 from broker.scheduling.dispatcher import Dispatcher
 from conch.channels import BadMessage
+from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import RouterChannel
-from conch.messages import Fault, ToBroker
+from conch.messages import Batch, Fault, ToBroker
 from conch.process import StopSignals
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
@@ -81,7 +83,9 @@ class Server:
         self._killed = False
         self._signals = 0
         self._poll = select.epoll()
-        for descriptor in (self._channel.fileno(), self._files.fileno(), stop.fileno()):
+        self._links = WorkerLinks(run_dir, self._poll)
+        self._router = self._channel.fileno()
+        for descriptor in (self._router, self._files.fileno(), stop.fileno()):
             self._poll.register(descriptor, select.EPOLLIN)
 
     def run(self) -> int:
@@ -92,14 +96,14 @@ class Server:
             if self._finished():
                 break
             # a send may have swallowed the edge of the socket's descriptor
-            if not self._channel.is_readable():
-                self._wait()
+            self._wait(may_sleep=not self._channel.is_readable())
         if self._killed:
             logger.error("Exit timeout expired. Exiting immediately.")
         return 1 if self._killed else 0
 
     def close(self) -> None:
         self._files.close(timeout_s=1.0)
+        self._links.close()
         self._channel.socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._channel.close()
         self._context.term()
@@ -131,22 +135,35 @@ class Server:
                 logger.exception("a message could not be handled")
         exchange.flush(now)
 
-    def _wait(self) -> None:
+    def _wait(self, may_sleep: bool) -> None:
         now = time.monotonic()
         wakeup = self._exchange.next_wakeup(now)
         if self._exit_by is not None and (wakeup is None or self._exit_by < wakeup):
             wakeup = self._exit_by
-        for descriptor, _ in self._poll.poll(None if wakeup is None else max(0.0, wakeup - now)):
+        timeout_s = 0.0 if not may_sleep else None if wakeup is None else max(0.0, wakeup - now)
+        for descriptor, _ in self._poll.poll(timeout_s):
+            if descriptor == self._router:
+                continue  # _round reads it
             if descriptor in self._watched:
                 self._died(descriptor)
             elif descriptor == self._files.fileno():
                 self._files.deliver()
             elif descriptor == self._stop.fileno():
                 self._look_at_signals(time.monotonic())
+            else:
+                self._hear(descriptor)
         if wakeup is not None:
             now = time.monotonic()
             if wakeup <= now:
                 self._exchange.tick(now)
+
+    def _hear(self, descriptor: int) -> None:
+        now = time.monotonic()
+        for worker, message in self._links.receive(descriptor):
+            try:
+                self._exchange.receive(b"D" + worker.encode(), message, now)
+            except Exception:  # one peer's message must not end the broker
+                logger.exception("a message could not be handled")
 
     def _look_at_signals(self, now: float) -> None:
         signals = self._stop.take()
@@ -190,6 +207,12 @@ class Server:
 
     def send(self, peer: bytes, message: Any) -> bool:
         return self._channel.send_nowait(peer, message)
+
+    def send_batch(self, worker: str, batch: Batch) -> bool:
+        try:
+            return self._links.send(worker, batch)
+        except MessageTooLong:
+            return self._channel.send_nowait(b"C" + worker.encode(), batch)
 
     def watch(self, peer: bytes, pid: int) -> bool:
         watched = self._pidfds.get(peer)

@@ -20,6 +20,7 @@ class RunDir:
     """Paths of one server. ``create`` makes them; everything else only names them.
 
     broker.ipc            ZeroMQ ROUTER of the broker
+    broker.data           SEQPACKET socket of the broker, where workers connect for batches
     broker.lock           held (a record lock) by the broker while it lives; holds its pid and ports
     launcher.lock         held by the launcher
     serve.lock            held by ``conch serve``
@@ -35,6 +36,7 @@ class RunDir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         self.broker_socket = self.path / "broker.ipc"
+        self.broker_data_socket = self.path / "broker.data"
         self.broker_lock = self.path / "broker.lock"
         self.launcher_lock = self.path / "launcher.lock"
         self.serve_lock = self.path / "serve.lock"

@@ -31,6 +31,8 @@ class SharedState:
         self.draining = False
         self.configured: Configured | None = None
         self.forgotten: deque[str] = deque()
+        #: batches too long for the data connection
+        self.handed_over: deque[Batch] = deque()
         self.welcomes = 0
         self.attention = False
         self._running: tuple[Running, ...] = ()
@@ -62,7 +64,7 @@ class SharedState:
             self.welcomes += 1
         self.wake()
 
-    def take_order(self, message: Configured | Cancel | Drain | Forget) -> None:
+    def take_order(self, message: Batch | Configured | Cancel | Drain | Forget) -> None:
         match message:
             case Cancel(requester, id):
                 with self._lock:
@@ -76,6 +78,8 @@ class SharedState:
                 self.drain()
             case Forget(requester):
                 self.forgotten.append(requester)
+            case Batch():
+                self.handed_over.append(message)
         self.wake()
 
     def drain(self) -> None:

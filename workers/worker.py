@@ -19,10 +19,8 @@ import numpy as np
 import zmq
 
 from conch import process
-from conch.channels import BadMessage
-from conch.channels.zeromq import DealerChannel
 from conch.errors import ConchError
-from conch.messages import Batch, Completed, Done, Fault, LoadFailed, Ready, Spawn, ToWorkerData
+from conch.messages import Batch, Completed, Done, Fault, LoadFailed, Ready, Spawn
 from conch.model_config import ModelConfig, decode_config
 from conch.run_dir import RunDir
 from conch.settings import Settings
@@ -31,14 +29,13 @@ from shm.leases import LeasedArena
 from workers import worker_file
 from workers.backends.base import Backend, Instance, LoadError, backend_class
 from workers.batch import BatchRunner
+from workers.broker_link import BrokerLink
 from workers.control import Control
 from workers.responses import Connections
 from workers.shared_state import SharedState
 
 logger = logging.getLogger("conch.workers.worker")
 
-#: how long the last messages may take to leave the process
-_LINGER_MS = 2000
 _FLUSH_S = 3.0
 #: a connection can be reported before the socket takes messages for it
 _RETRY_S = 0.002
@@ -95,15 +92,12 @@ class Worker:
         self._shared = SharedState(spawn.config_hash, "completing" if spawn.complete else "loading")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = Control(self._context, spawn, run_dir, self._shared)
-        self._data: DealerChannel[Ready | Done, ToWorkerData] = DealerChannel(
-            self._context, run_dir.broker_socket, b"D" + spawn.worker.encode(), ToWorkerData
-        )
         self._poll = select.poll()
         # a descriptor, because a handler alone would not interrupt a poll that is just about to begin
         self._stop = process.StopSignals()
-        self._monitor = self._data.monitor_fileno()
-        for descriptor in (self._data.fileno(), self._monitor, self._shared.wake_main, self._stop.fileno()):
+        for descriptor in (self._shared.wake_main, self._stop.fileno()):
             self._poll.register(descriptor, select.POLLIN)
+        self._data = BrokerLink(spawn.worker, run_dir, self._poll)
         self._arena = LeasedArena(Arena(settings.worker_arena_nbytes, "output"))
         self._connections = Connections(spawn.worker, run_dir, self._arena, self._poll)
         self._in_doubt: deque[Batch] = deque()
@@ -141,7 +135,6 @@ class Worker:
         self._control.close(_FLUSH_S)
         self._connections.close()
         self._arena.close()
-        self._data.socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._data.close()
         self._context.term()
 
@@ -192,10 +185,7 @@ class Worker:
             self._shared.keep(done)
 
     def _next_batch(self) -> Batch | None:
-        """Waits for a batch that is to be run; None when the worker is to end.
-
-        The socket's descriptor is edge-triggered: after everything that may have sent, it is read until it is empty.
-        """
+        """Waits for a batch that is to be run; None when the worker is to end."""
         leave_at: float | None = None
         while True:
             if self._shared.attention:
@@ -203,7 +193,7 @@ class Worker:
                 self._attend()
             if self._stop.received:
                 self._look_at_signals()
-            batch = self._receive() or self._decided()
+            batch = self._data.receive_nowait() or self._decided()
             if batch is not None:
                 taken = self._shared.take_up(batch)
                 if taken:
@@ -219,13 +209,6 @@ class Worker:
                     return None
                 self._wait(leave_at - now)
 
-    def _receive(self) -> Batch | None:
-        while True:
-            try:
-                return self._data.receive_nowait()
-            except BadMessage as error:
-                logger.error("dropped a message from the broker: %s", error)
-
     def _decided(self) -> Batch | None:
         """The next batch of those in doubt, if the doubt is over."""
         return self._in_doubt.popleft() if self._in_doubt and self._shared.epoch is not None else None
@@ -240,18 +223,22 @@ class Worker:
         shared = self._shared
         while shared.forgotten:
             self._connections.forget(shared.forgotten.popleft())
+        while shared.handed_over:
+            self._in_doubt.append(shared.handed_over.popleft())
         if shared.epoch is None:
             return
-        if shared.welcomes != self._welcomes:
+        data = self._data
+        if shared.welcomes != self._welcomes or not data.connected:
             self._welcomes = shared.welcomes
             self._ready_due = True
-        if self._ready_due and self._data.send_nowait(Ready(self._spawn.worker)):
+        if self._ready_due and (data.connected or data.reconnect()) and data.send_nowait(Ready(self._spawn.worker)):
             self._ready_due = False
         for done in shared.unreported():
             self._report(done)
 
     def _idle_s(self) -> float | None:
-        if self._shared.epoch is not None and (self._ready_due or self._shared.has_unreported):
+        settled = self._data.connected and not self._ready_due and not self._shared.has_unreported
+        if self._shared.epoch is not None and not settled:
             self._shared.attention = True
             return _RETRY_S
         if not self._arena.arena.reserved_nbytes:
@@ -270,8 +257,6 @@ class Worker:
                     os.eventfd_read(descriptor)
             elif descriptor == self._stop.fileno():
                 self._look_at_signals()
-            elif descriptor == self._monitor:
-                self._ready_due |= True in self._data.connection_changes()
             else:
                 self._connections.read_ready(descriptor)
 

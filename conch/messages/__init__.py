@@ -18,6 +18,7 @@ from conch.messages.directions import (
     ToRequester,
     ToWorkerControl,
     ToWorkerData,
+    WorkerToBroker,
     WorkerToRequester,
 )
 from conch.messages.hellos import (
@@ -164,5 +165,6 @@ __all__ = [
     "Window",
     "WorkerHello",
     "WorkerState",
+    "WorkerToBroker",
     "WorkerToRequester",
 ]

@@ -42,5 +42,7 @@ ToBroker = (
 ToRequester = Retired | Lost | Rejected | ModelTable | Answer | Welcome | Unwelcome
 ToObserver = ModelTable | Answer | Welcome | Unwelcome
 ToWorkerData = Batch
-ToWorkerControl = Configured | Cancel | Drain | Forget | Welcome | Unwelcome
+WorkerToBroker = Link | Ready | Done
+#: a batch comes on the control socket only if it is too long for the data connection
+ToWorkerControl = Batch | Configured | Cancel | Drain | Forget | Welcome | Unwelcome
 ToLauncher = Spawn | Kill | Welcome | Unwelcome

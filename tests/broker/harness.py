@@ -1,11 +1,12 @@
 """A real broker process, and around it on real sockets a launcher, workers and requesters that do as told."""
 
 import os
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ import msgspec
 import zmq
 
 from conch import messages
+from conch.channels.data import DataChannel
+from conch.channels.seqpacket import connect
 from conch.channels.zeromq import DealerChannel
 from conch.messages import PROTOCOL_VERSION, Request
 from conch.run_dir import RunDir, new_peer_id
@@ -131,6 +134,7 @@ class Around:
         self.run_dir = run_dir
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._peers: list[Peer] = []
+        self.closing = ExitStack()
 
     def peer(self, id: str, incoming: Any) -> Peer:
         peer = Peer(self._context, self.run_dir, id, incoming)
@@ -150,6 +154,7 @@ class Around:
         return peer
 
     def close(self) -> None:
+        self.closing.close()
         for peer in self._peers:
             peer.close()
         self._context.term()
@@ -187,7 +192,8 @@ class Launcher(Peer):
         self.send(messages.Spawned(spawn.worker, worker.pid))
         worker.connect()
         worker.hello("loading")
-        worker.data.send(messages.Ready(spawn.worker))
+        worker.connect_data()
+        worker.send_data(messages.Ready(spawn.worker))
         return worker
 
     def died(self, worker: "Worker", signal: int = 9) -> None:
@@ -200,7 +206,9 @@ class Worker:
         self.spawn = spawn
         self.pid = os.getpid()
         self.control = around.peer(f"C{spawn.worker}", messages.ToWorkerControl)
-        self.data = around.peer(f"D{spawn.worker}", messages.ToWorkerData)
+        self.data: DataChannel[Any, messages.ToWorkerData] | None = None
+        self._data_socket = RunDir(around.run_dir).broker_data_socket
+        around.closing.callback(self.close_data)
 
     @property
     def live(self) -> messages.LiveWorker:
@@ -209,7 +217,26 @@ class Worker:
 
     def connect(self) -> None:
         self.control.connect()
-        self.data.connect()
+
+    def connect_data(self) -> None:
+        """After the Welcome, as a worker does."""
+        self.close_data()
+        self.data = DataChannel(connect(self._data_socket), messages.ToWorkerData)
+        self.send_data(messages.Link(PROTOCOL_VERSION, self.id))
+
+    def close_data(self) -> None:
+        if self.data is not None:
+            self.data.close()
+            self.data = None
+
+    def send_data(self, message: Any) -> None:
+        assert self.data is not None
+        assert self.data.send_nowait(message)
+
+    def receive_data(self, timeout_s: float) -> messages.Batch | None:
+        assert self.data is not None
+        readable, _, _ = select.select([self.data.fileno()], [], [], timeout_s)
+        return self.data.receive_nowait() if readable else None
 
     def hello(self, state: messages.WorkerState, running: tuple[messages.Running, ...] = ()) -> messages.Welcome:
         spawn = self.spawn
@@ -229,11 +256,13 @@ class Worker:
         return self.control.expect(messages.Welcome)
 
     def batch(self) -> messages.Batch:
-        return self.data.expect(messages.Batch)
+        batch = self.receive_data(TIMEOUT_S)
+        assert batch is not None, "no batch"
+        return batch
 
     def done(self, batch: messages.Batch, **more: Any) -> None:
         now = time.monotonic_ns()
-        self.data.send(messages.Done(batch.epoch, batch.id, now - 3000, now - 2000, now - 1000, now, **more))
+        self.send_data(messages.Done(batch.epoch, batch.id, now - 3000, now - 2000, now - 1000, now, **more))
 
 
 @contextmanager

@@ -204,12 +204,13 @@ def test_a_restart_takes_over_what_runs(run_dir: Path, repository: Path) -> None
             requester.submit(4, "echo")
             running = (Running(requester.id, 1, 1, batch.epoch, batch.id),)
             assert worker.hello("ready", running).epoch > batch.epoch
+            worker.connect_data()
             lost = requester.expect(messages.Lost)
             assert (lost.worker, lost.ids, lost.attempts) == ("", (2, 3), (1, 1))
             requester.expect_table("echo", "READY")
             requester.send(messages.Cancel(requester.id, 1))
             assert worker.control.expect(messages.Cancel).id == 1
-            worker.data.expect_nothing()
+            assert worker.receive_data(0.1) is None
             worker.done(batch)
             assert requester.expect(messages.Retired).ids == (1,)
             following = worker.batch()

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import zmq
 
+from broker.links import WorkerLinks
 from conch import tensors
 from conch.channels import ChannelClosed
 from conch.channels.seqpacket import SeqpacketChannel, listen
@@ -62,6 +63,9 @@ class FakeBroker:
         self.epoch = epoch
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.router: RouterChannel[Message, Any] = RouterChannel(self.context, run_dir.broker_socket, ToBroker)
+        self.poll = select.epoll()
+        self.poll.register(self.router.fileno(), select.EPOLLIN)
+        self.links = WorkerLinks(run_dir, self.poll)
         self.heard: deque[tuple[bytes, Any]] = deque()
         self.launcher = b""
         self.hellos: list[WorkerHello] = []
@@ -70,16 +74,23 @@ class FakeBroker:
         self.welcoming = True
 
     def close(self) -> None:
+        self.links.close()
+        self.poll.close()
         self.router.close()
         self.context.term()
 
     def listen(self, timeout_s: float) -> bool:
-        """Takes in one message; answers a HELLO. False if there was none in time."""
-        if not self.router.socket.poll(max(0, int(timeout_s * 1000))):
-            return False
-        received = self.router.receive_nowait()
-        if received is None:
-            return False
+        """Takes in what has come; answers a HELLO. False if there was nothing in time."""
+        deadline = time.monotonic() + timeout_s
+        while (received := self.router.receive_nowait()) is None:
+            heard = len(self.heard)
+            for descriptor, _ in self.poll.poll(max(0.0, deadline - time.monotonic())):
+                if descriptor != self.router.fileno():
+                    self.heard += [(b"D" + worker.encode(), said) for worker, said in self.links.receive(descriptor)]
+            if len(self.heard) > heard:
+                return True
+            if time.monotonic() >= deadline and not self.router.is_readable():
+                return False
         peer, message = received
         if isinstance(message, LauncherHello):
             self.launcher = peer
@@ -115,8 +126,8 @@ class FakeBroker:
         self.await_launcher()
         assert self.router.send_nowait(self.launcher, message)
 
-    def to_data(self, worker: str, message: Message) -> None:
-        assert self.router.send_nowait(b"D" + worker.encode(), message)
+    def to_data(self, worker: str, message: Batch) -> None:
+        assert self.links.send(worker, message)
 
     def to_control(self, worker: str, message: Message) -> None:
         assert self.router.send_nowait(b"C" + worker.encode(), message)

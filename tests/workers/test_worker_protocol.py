@@ -118,7 +118,7 @@ def test_hello_again_when_the_broker_asks_for_it(stage: Stage) -> None:
     assert np.array_equal(stage.ask(worker, "echo", ints(1)), ints(1))
 
 
-def test_a_batch_that_overtakes_the_welcome(stage: Stage) -> None:
+def test_a_long_batch_on_the_control_socket_waits_for_the_welcome(stage: Stage) -> None:
     worker = stage.ready(stage.model("echo", ECHO))
     stage.broker.close()
     stage.broker = FakeBroker(stage.run_dir, epoch=8)
@@ -127,8 +127,7 @@ def test_a_batch_that_overtakes_the_welcome(stage: Stage) -> None:
         assert stage.broker.listen(10)
     request = stage.requester.request("echo", stage.requester.put("IN", ints(1)))
     batch = Batch(8, 1, (Dispatch(stage.requester.id, request),))
-    while not stage.broker.router.send_nowait(b"D" + worker.encode(), batch):
-        stage.broker.listen(0.01)
+    stage.broker.to_control(worker, batch)
     with pytest.raises(AssertionError):
         stage.requester.response(worker, timeout_s=0.2)  # it waits for the Welcome
     stage.broker.to_control(worker, Welcome(1, 8))

@@ -1,0 +1,103 @@
+"""The broker's end of the connections that batches take, one per worker."""
+
+import logging
+import select
+import socket
+from collections.abc import Iterator
+
+from conch.channels import BadMessage, ChannelClosed
+from conch.channels.data import DataChannel
+from conch.channels.seqpacket import listen
+from conch.messages import PROTOCOL_VERSION, Batch, Done, Link, Ready, WorkerToBroker
+from conch.run_dir import RunDir
+
+logger = logging.getLogger("conch.broker.links")
+
+Channel = DataChannel[Batch, WorkerToBroker]
+
+
+class WorkerLinks:
+    """``poll``: the broker's, where the listener and every connection are registered."""
+
+    def __init__(self, run_dir: RunDir, poll: select.epoll) -> None:
+        run_dir.broker_data_socket.unlink(missing_ok=True)  # a killed broker's; the lock says that it is dead
+        self._listener = listen(run_dir.broker_data_socket)
+        self._path = run_dir.broker_data_socket
+        self._poll = poll
+        self._channels: dict[int, Channel] = {}
+        self._names: dict[int, str] = {}
+        self._by_worker: dict[str, Channel] = {}
+        poll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def send(self, worker: str, batch: Batch) -> bool:
+        """False if the worker is not connected, or does not read. Raises ``MessageTooLong``."""
+        channel = self._by_worker.get(worker)
+        if channel is None:
+            return False
+        try:
+            return channel.send_nowait(batch)
+        except ChannelClosed:
+            return False  # what it had sent is still to be received
+
+    def receive(self, descriptor: int) -> Iterator[tuple[str, Ready | Done]]:
+        """What has come from the worker behind a descriptor that ``poll`` reported, with the worker's name; nothing for
+        a descriptor that is not one of these."""
+        if descriptor == self._listener.fileno():
+            self._accept()
+            return
+        channel = self._channels.get(descriptor)
+        while channel is not None:
+            try:
+                message = channel.receive_nowait()
+                if message is None:
+                    return
+                name = self._names.get(descriptor)
+                if isinstance(message, Link):
+                    self._introduce(descriptor, channel, message)
+                elif name is None:
+                    raise BadMessage(f"{type(message).__name__} before Link")
+                else:
+                    yield name, message
+            except ChannelClosed:
+                self._drop(descriptor)
+                return
+            except BadMessage as error:
+                logger.error("dropped a worker's connection: %s", error)
+                self._drop(descriptor)
+                return
+
+    def _introduce(self, descriptor: int, channel: Channel, link: Link) -> None:
+        if link.protocol != PROTOCOL_VERSION or descriptor in self._names:
+            raise BadMessage(f"Link of protocol {link.protocol}")
+        self._names[descriptor] = link.worker
+        self._by_worker[link.worker] = channel
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                logger.error("a worker cannot connect: %s", error)
+                return
+            self._add(connection)
+
+    def _add(self, connection: socket.socket) -> None:
+        channel: Channel = DataChannel(connection, WorkerToBroker)
+        self._channels[channel.fileno()] = channel
+        self._poll.register(channel.fileno(), select.EPOLLIN)
+
+    def _drop(self, descriptor: int) -> None:
+        channel = self._channels.pop(descriptor)
+        name = self._names.pop(descriptor, "")
+        if self._by_worker.get(name) is channel:
+            del self._by_worker[name]
+        self._poll.unregister(descriptor)
+        channel.close()
+
+    def close(self) -> None:
+        for descriptor in list(self._channels):
+            self._drop(descriptor)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)

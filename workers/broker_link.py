@@ -1,0 +1,64 @@
+"""The worker's connection for batches: made after every ``Welcome``, gone with the broker."""
+
+import logging
+import select
+
+from conch.channels import BadMessage, ChannelClosed
+from conch.channels.data import DataChannel
+from conch.channels.seqpacket import connect
+from conch.messages import PROTOCOL_VERSION, Batch, Done, Link, Ready, ToWorkerData
+from conch.run_dir import RunDir
+
+logger = logging.getLogger("conch.workers.broker_link")
+
+
+class BrokerLink:
+    """Belongs to the main thread. ``poll``: where the connection is registered while there is one."""
+
+    def __init__(self, worker: str, run_dir: RunDir, poll: select.poll) -> None:
+        self._worker = worker
+        self._run_dir = run_dir
+        self._poll = poll
+        self._channel: DataChannel[Link | Ready | Done, ToWorkerData] | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._channel is not None
+
+    def reconnect(self) -> bool:
+        """To the broker that has just said ``Welcome``. False if it does not listen (any more)."""
+        self.close()
+        try:
+            channel: DataChannel[Link | Ready | Done, ToWorkerData] = DataChannel(
+                connect(self._run_dir.broker_data_socket), ToWorkerData
+            )
+        except OSError:
+            return False
+        self._channel = channel
+        self._poll.register(channel.fileno(), select.POLLIN)
+        return self.send_nowait(Link(PROTOCOL_VERSION, self._worker))
+
+    def send_nowait(self, message: Link | Ready | Done) -> bool:
+        """False if there is no broker, or it does not read."""
+        if self._channel is None:
+            return False
+        try:
+            return self._channel.send_nowait(message)
+        except ChannelClosed:
+            return False  # what it had sent is still to be received
+
+    def receive_nowait(self) -> Batch | None:
+        while self._channel is not None:
+            try:
+                return self._channel.receive_nowait()
+            except ChannelClosed:
+                self.close()
+            except BadMessage as error:
+                logger.error("dropped a message from the broker: %s", error)
+        return None
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._poll.unregister(self._channel.fileno())
+            self._channel.close()
+            self._channel = None

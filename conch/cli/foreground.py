@@ -171,10 +171,11 @@ class Foreground:
             logger.error("supervisord ended by itself (%s); stopping", self._family.exit_code)
             self._family.end(_LEFTOVER_GRACE_SECONDS)
             return 1
-        if self._signals.received:
+        # the signal that led here; any other is one to hurry
+        signals_seen = min(1, self._signals.received)
+        if signals_seen:
             logger.info("Signal received. Waiting up to %d s for requests to finish", self._settings.exit_timeout_secs)
         self._family.stop()
-        signals_seen = self._signals.take()
         now = time.monotonic()
         deadline = now + self._settings.exit_timeout_secs
         next_report = now + 1

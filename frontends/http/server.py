@@ -61,14 +61,15 @@ def _cannot_listen(address: str, port: int, error: OSError) -> Unavailable:
 
 
 async def serve(settings: Settings) -> bool:
-    """Runs until SIGTERM or SIGINT. Returns whether everything in flight was answered within ``exit_timeout_secs``.
+    """Runs until SIGTERM or SIGINT. Returns whether everything in flight was answered within ``exit_timeout_secs``; a
+    second signal cuts it off.
 
     Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
     """
     listener = bind(settings.http_address, settings.http_port, settings.reuse_http_port)
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    on_stop_signals(loop, stop.set)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    on_stop_signals(loop, lambda: hurry.set() if stop.is_set() else stop.set())
     loaded = asyncio.Event()
     requester = Requester(
         RunDir(settings.run_dir),
@@ -97,10 +98,23 @@ async def serve(settings: Settings) -> bool:
         logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)
         await stop.wait()
         logger.info("stopping; %s connections open, %s requests in flight", len(engine.connections), requester.inflight)
-        return await engine.drain(settings.exit_timeout_secs)
+        return await _drain(engine, settings.exit_timeout_secs, hurry)
     finally:
         listener.close()
         await requester.close()
+
+
+async def _drain(engine: Engine, timeout_seconds: float, hurry: asyncio.Event) -> bool:
+    draining = asyncio.ensure_future(engine.drain(timeout_seconds))
+    hurried = asyncio.ensure_future(hurry.wait())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if draining.done():
+        return draining.result()
+    logger.warning("a second signal: %s connections are cut off", len(engine.connections))
+    draining.cancel()
+    await engine.close()
+    return False
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -1,8 +1,11 @@
 """``conch serve``, the same thing under plain supervisord, and ``conch status``, each as its own process."""
 
+import contextlib
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,8 +72,6 @@ def test_a_repository_that_is_not_there(run: Run, run_dir: Path) -> None:
 
 
 def test_a_port_that_is_taken(run: Run, repository: Path, run_dir: Path) -> None:
-    import socket
-
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
@@ -195,6 +196,65 @@ def test_a_killed_conch_serve_stops_everything_in_order(repository: Path, run_di
         assert not server.pids(), server.report()
     finally:
         server.kill_everything()
+
+
+SLEEPER = """
+import time
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("flags", "signals"), [(["--exit-timeout-secs=1"], 1), ([], 2)])
+def test_a_stop_that_takes_too_long_ends_with_one(
+    repository: Path, run_dir: Path, flags: list[str], signals: int
+) -> None:
+    (repository / "sleeper" / "1").mkdir(parents=True)
+    (repository / "sleeper" / "1" / "model.py").write_text(SLEEPER)
+    (repository / "sleeper" / "config.pbtxt").write_text(
+        'backend: "python"\ninput { name: "X" data_type: TYPE_INT32 dims: 1 }\n'
+        'output { name: "Y" data_type: TYPE_INT32 dims: 1 }\n'
+    )
+    server = Server([repository], run_dir, flags)
+    try:
+        server.start()
+        assert server.process is not None
+        with http_connection(server) as connection:
+            body = b'{"inputs": [{"name": "X", "shape": [1], "datatype": "INT32", "data": [1]}]}'
+            connection.request("POST", "/v2/models/sleeper/infer", body)
+            wait_until(lambda: any(row["state"] == "busy" for row in server.status()["instances"]), server)
+            server.process.terminate()
+            if signals == 2:
+                server.read_output(time.monotonic() + 5, "Signal received")
+                server.process.terminate()
+            assert server.wait(15) == 1, server.report()
+        assert not server.pids()
+    finally:
+        server.kill_everything()
+    assert "Exit timeout expired. Exiting immediately." in server.output
+
+
+def http_connection(server: Server) -> "contextlib.closing[http.client.HTTPConnection]":
+    return contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20))
+
+
+def wait_until(condition: Callable[[], bool], server: Server) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, server.report()
+        time.sleep(0.02)
+
+
+def test_sighup_starts_everything_anew(repository: Path, run_dir: Path) -> None:
+    with serving([repository], run_dir) as server:
+        supervisord, workers = server.program_pid("supervisord"), server.worker_pids("simple")
+        os.kill(supervisord, signal.SIGHUP)
+        wait_until(lambda: not set(workers) & set(server.pids()) and server.ready(), server)
+        assert server.program_pid("supervisord") == supervisord
+        assert len(server.worker_pids("simple")) == 1
 
 
 @pytest.mark.parametrize("name", ["broker", "launcher", "http"])

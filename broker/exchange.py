@@ -112,7 +112,7 @@ class Exchange:
         self._requesters: dict[bytes, Known] = {}
         self._observers: dict[bytes, Known] = {}
         self._launcher: tuple[bytes, Known] | None = None
-        #: workers that have said HELLO: by name, and by the routing ids of their two sockets
+        #: workers that have said HELLO: by name, and by the routing id of their control socket
         self._workers: dict[str, WorkerHello] = {}
         self._worker_sockets: dict[bytes, str] = {}
         self._backlog: dict[bytes, deque[Any]] = {}
@@ -199,28 +199,12 @@ class Exchange:
     def receive(self, peer: bytes, message: ToBroker, now: float) -> None:
         """A message from the socket with routing id ``peer``. ``flush`` afterwards."""
         match message:
-            case Request():
-                requester = self._requesters.get(peer)
-                if requester is None:
-                    self._unwelcome(peer)
-                else:
-                    self._dispatcher.submit(requester.name, message, now)
-            case Done():
-                worker = self._worker_sockets.get(peer)
-                if worker is not None:
-                    self._dispatcher.done(worker, message, now)
-            case Cancel(_, id):
-                requester = self._requesters.get(peer)
-                if requester is None:
-                    self._unwelcome(peer)
-                else:
-                    self._dispatcher.cancel(requester.name, id, now)
             case RequesterHello() | ObserverHello() | WorkerHello() | LauncherHello():
                 self._hello(peer, message, now)
             case Spawned() | SpawnFailed() | Died():
                 if self._launcher is not None and self._launcher[0] == peer:
                     self._from_launcher(message, now)
-            case Completed() | Ready() | LoadFailed():
+            case Completed() | LoadFailed():
                 if self._worker_sockets.get(peer) == message.worker:
                     self._from_worker(message, now)
             case LoadModel() | UnloadModel() | AskStatistics() | AskStatus():
@@ -228,6 +212,28 @@ class Exchange:
                     self._call(peer, message, now)
                 else:
                     self._unwelcome(peer)
+
+    def receive_data(self, name: str, message: Request | Done | Cancel | Ready, now: float) -> None:
+        """A message on the data connection of this requester or worker. ``flush`` afterwards.
+
+        Before the HELLO of a requester is given to ``receive``, everything that it sent on this connection has to be
+        given here: it awaits that.
+        """
+        if isinstance(message, (Done, Ready)):
+            if name not in self._workers:
+                return
+            if isinstance(message, Done):
+                self._dispatcher.done(name, message, now)
+            else:
+                self._live(self._lifecycle.ready(name, now), now)
+            return
+        peer = name.encode()
+        if peer not in self._requesters:
+            self._unwelcome(peer)
+        elif isinstance(message, Request):
+            self._dispatcher.submit(name, message, now)
+        else:
+            self._dispatcher.cancel(name, message.id, now)
 
     def _unwelcome(self, peer: bytes) -> None:
         """Workers and the launcher are not told: their HELLO comes by itself, and must come once."""
@@ -278,8 +284,7 @@ class Exchange:
                 self._tell(self._launcher[0], Kill(worker))
             return
         self._workers[worker] = hello
-        for socket in (b"C", b"D"):
-            self._worker_sockets[socket + worker.encode()] = worker
+        self._worker_sockets[b"C" + worker.encode()] = worker
         self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
         self._live(self._lifecycle.worker_hello(hello, now), now)
 
@@ -299,9 +304,8 @@ class Exchange:
     def _worker_lost(self, worker: str, died: Died, now: float) -> bool:
         """Returns whether a request is to blame."""
         self._workers.pop(worker, None)
-        for socket in (b"C", b"D"):
-            self._worker_sockets.pop(socket + worker.encode(), None)
-            self._backlog.pop(socket + worker.encode(), None)
+        self._worker_sockets.pop(b"C" + worker.encode(), None)
+        self._backlog.pop(b"C" + worker.encode(), None)
         return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now)
 
     def _from_launcher(self, message: Spawned | SpawnFailed | Died, now: float) -> None:
@@ -317,12 +321,10 @@ class Exchange:
                 )
                 self._live(lives, now)
 
-    def _from_worker(self, message: Completed | Ready | LoadFailed, now: float) -> None:
+    def _from_worker(self, message: Completed | LoadFailed, now: float) -> None:
         match message:
             case Completed(worker, config):
                 self._live(self._lifecycle.completed(worker, config, now), now)
-            case Ready(worker):
-                self._live(self._lifecycle.ready(worker, now), now)
             case LoadFailed(worker, fault):
                 self._live(self._lifecycle.load_failed(worker, fault, now), now)
 

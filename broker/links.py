@@ -1,4 +1,4 @@
-"""The broker's end of the connections that batches take, one per worker."""
+"""The broker's end of the data connections: from each requester, for requests, and from each worker, for batches."""
 
 import logging
 import select
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.data import DataChannel
 from conch.channels.seqpacket import listen
-from conch.messages import PROTOCOL_VERSION, Batch, Done, Link, Ready, WorkerToBroker
+from conch.messages import PROTOCOL_VERSION, Batch, Cancel, DataLink, Done, Ready, Request, ToBrokerData
 from conch.run_dir import RunDir
 
 logger = logging.getLogger("conch.broker.links")
 
-Channel = DataChannel[Batch, WorkerToBroker]
+Channel = DataChannel[Batch, ToBrokerData]
 
 
-class WorkerLinks:
+class DataLinks:
     """``poll``: the broker's, where the listener and every connection are registered."""
 
     def __init__(self, run_dir: RunDir, poll: select.epoll) -> None:
@@ -26,12 +26,12 @@ class WorkerLinks:
         self._poll = poll
         self._channels: dict[int, Channel] = {}
         self._names: dict[int, str] = {}
-        self._by_worker: dict[str, Channel] = {}
+        self._by_name: dict[str, Channel] = {}
         poll.register(self._listener.fileno(), select.EPOLLIN)
 
     def send(self, worker: str, batch: Batch) -> bool:
         """False if the worker is not connected, or does not read. Raises ``MessageTooLong``."""
-        channel = self._by_worker.get(worker)
+        channel = self._by_name.get(worker)
         if channel is None:
             return False
         try:
@@ -39,9 +39,9 @@ class WorkerLinks:
         except ChannelClosed:
             return False  # what it had sent is still to be received
 
-    def receive(self, descriptor: int) -> Iterator[tuple[str, Ready | Done]]:
-        """What has come from the worker behind a descriptor that ``poll`` reported, with the worker's name; nothing for
-        a descriptor that is not one of these."""
+    def receive(self, descriptor: int) -> Iterator[tuple[str, Request | Done | Cancel | Ready]]:
+        """What has come from the peer behind a descriptor that ``poll`` reported, with the peer's id; nothing for a
+        descriptor that is not one of these."""
         if descriptor == self._listener.fileno():
             self._accept()
             return
@@ -52,25 +52,30 @@ class WorkerLinks:
                 if message is None:
                     return
                 name = self._names.get(descriptor)
-                if isinstance(message, Link):
+                if isinstance(message, DataLink):
                     self._introduce(descriptor, channel, message)
                 elif name is None:
-                    raise BadMessage(f"{type(message).__name__} before Link")
+                    raise BadMessage(f"{type(message).__name__} before DataLink")
                 else:
                     yield name, message
             except ChannelClosed:
                 self._drop(descriptor)
                 return
             except BadMessage as error:
-                logger.error("dropped a worker's connection: %s", error)
+                logger.error("dropped a data connection: %s", error)
                 self._drop(descriptor)
                 return
 
-    def _introduce(self, descriptor: int, channel: Channel, link: Link) -> None:
+    def descriptors(self) -> list[int]:
+        """Of all connections. What waits to be accepted is accepted first."""
+        self._accept()
+        return list(self._channels)
+
+    def _introduce(self, descriptor: int, channel: Channel, link: DataLink) -> None:
         if link.protocol != PROTOCOL_VERSION or descriptor in self._names:
-            raise BadMessage(f"Link of protocol {link.protocol}")
-        self._names[descriptor] = link.worker
-        self._by_worker[link.worker] = channel
+            raise BadMessage(f"DataLink of protocol {link.protocol}")
+        self._names[descriptor] = link.name
+        self._by_name[link.name] = channel
 
     def _accept(self) -> None:
         while True:
@@ -79,20 +84,20 @@ class WorkerLinks:
             except BlockingIOError:
                 return
             except OSError as error:
-                logger.error("a worker cannot connect: %s", error)
+                logger.error("a data connection cannot be accepted: %s", error)
                 return
             self._add(connection)
 
     def _add(self, connection: socket.socket) -> None:
-        channel: Channel = DataChannel(connection, WorkerToBroker)
+        channel: Channel = DataChannel(connection, ToBrokerData)
         self._channels[channel.fileno()] = channel
         self._poll.register(channel.fileno(), select.EPOLLIN)
 
     def _drop(self, descriptor: int) -> None:
         channel = self._channels.pop(descriptor)
         name = self._names.pop(descriptor, "")
-        if self._by_worker.get(name) is channel:
-            del self._by_worker[name]
+        if self._by_name.get(name) is channel:
+            del self._by_name[name]
         self._poll.unregister(descriptor)
         channel.close()
 

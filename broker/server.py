@@ -15,14 +15,14 @@ import zmq
 from broker.exchange import Exchange, Work
 from broker.files import FileThread
 from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, restore, save
-from broker.links import WorkerLinks
+from broker.links import DataLinks
 from broker.repository import BackendSettings, Found, Repository
 from broker.repository.overrides import remove_folder, remove_other_folders
 from broker.scheduling.dispatcher import Dispatcher
 from conch.channels import BadMessage
 from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import RouterChannel
-from conch.messages import Batch, Fault, ToBroker
+from conch.messages import Batch, Died, Fault, RequesterHello, ToBroker
 from conch.process import StopSignals
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
@@ -83,7 +83,7 @@ class Server:
         self._killed = False
         self._signals = 0
         self._poll = select.epoll()
-        self._links = WorkerLinks(run_dir, self._poll)
+        self._links = DataLinks(run_dir, self._poll)
         self._router = self._channel.fileno()
         for descriptor in (self._router, self._files.fileno(), stop.fileno()):
             self._poll.register(descriptor, select.EPOLLIN)
@@ -126,7 +126,12 @@ class Server:
                 received = receive()
                 if received is None:
                     break
-                exchange.receive(received[0], received[1], now)
+                peer, message = received
+                if isinstance(message, (RequesterHello, Died)):
+                    # what the peer had sent on its data connection comes before this
+                    for descriptor in self._links.descriptors():
+                        self._hear(descriptor)
+                exchange.receive(peer, message, now)
             except BadMessage as error:
                 self._unreadable += 1
                 if self._unreadable == 1 or self._unreadable % 1000 == 0:
@@ -158,10 +163,11 @@ class Server:
                 self._exchange.tick(now)
 
     def _hear(self, descriptor: int) -> None:
+        """Takes everything that has come on a data connection."""
         now = time.monotonic()
-        for worker, message in self._links.receive(descriptor):
+        for name, message in self._links.receive(descriptor):
             try:
-                self._exchange.receive(b"D" + worker.encode(), message, now)
+                self._exchange.receive_data(name, message, now)
             except Exception:  # one peer's message must not end the broker
                 logger.exception("a message could not be handled")
 

@@ -14,12 +14,14 @@ import msgspec
 import zmq
 
 from conch.channels import BadMessage
+from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import DealerChannel
 from conch.errors import ConchError, Internal, Overloaded, from_fault
 from conch.messages import (
     Answer,
     AskStatistics,
     Block,
+    Cancel,
     Fault,
     LoadModel,
     Lost,
@@ -27,6 +29,7 @@ from conch.messages import (
     ModelTable,
     Rejected,
     Request,
+    RequesterHello,
     Response,
     Retired,
     TensorDescription,
@@ -37,6 +40,7 @@ from conch.messages import (
     Welcome,
 )
 from conch.run_dir import RunDir, new_peer_id
+from frontends.broker_link import BrokerLink
 from frontends.calls import Calls, Waiting
 from frontends.inference import InferenceCall, InferenceResult
 from frontends.links import Links
@@ -116,6 +120,7 @@ class Requester:
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._data: BrokerLink
         self._dealer: DealerChannel[ToBroker, ToRequester]
         self._loop: asyncio.AbstractEventLoop
         self._growth_lock: asyncio.Lock
@@ -130,6 +135,7 @@ class Requester:
         await self._loop.run_in_executor(None, self._arena.grow, 1)
         self._arena.free(self._arena.allocate(1))  # takes the new segment over
         self._context = zmq.Context()
+        self._data = BrokerLink(self._run_dir.broker_data_socket, self.id, self._on_data_lost)
         self._dealer = DealerChannel(self._context, self._run_dir.broker_socket, self.id.encode(), ToRequester)
         self._loop.add_reader(self._dealer.fileno(), self._on_broker)
         self._loop.add_reader(self._dealer.monitor_fileno(), self._on_monitor)
@@ -151,6 +157,7 @@ class Requester:
             self._timer.cancel()
         self._loop.remove_reader(self._dealer.fileno())
         self._loop.remove_reader(self._dealer.monitor_fileno())
+        self._data.close()
         self._dealer.close()
         self._context.destroy(linger=0)
         self._context = None
@@ -283,7 +290,12 @@ class Requester:
         for instruction in instructions:
             match instruction:
                 case Send():
-                    self._send(instruction.message)
+                    message = instruction.message
+                    if isinstance(message, RequesterHello):
+                        self._data.forget_waiting()
+                        self._send(message)
+                    else:
+                        self._send_data(message)
                 case FreeInputs():
                     self._arena.free(instruction.entry.owner.block)
                 case Deliver():
@@ -327,19 +339,25 @@ class Requester:
             # sending may swallow the signal that something has arrived
             self._look_again = True
             self._loop.call_soon(self._look)
+        return self._dealer.send_nowait(message)
+
+    def _send_data(self, message: Request | Cancel) -> None:
         try:
-            if self._dealer.send_nowait(message):
-                return True
-        except (OverflowError, TypeError, ValueError, msgspec.MsgspecError) as error:
-            # a parameter that MessagePack cannot hold, such as a number of more than 64 bits
+            if self._data.send(message):
+                return
+        except (MessageTooLong, OverflowError, TypeError, ValueError, msgspec.MsgspecError) as error:
+            # for instance a parameter that is a number of more than 64 bits
             if not isinstance(message, Request):
                 raise
             fault = Fault("InvalidArgument", f"the request cannot be passed on: {error}")
             self._carry_out(self._pending.rejected(Rejected(message.id, message.attempt, fault)))
-            return False
+            return
         if isinstance(message, Request):
             self._pending.not_sent(message, time.monotonic())
-        return False
+
+    def _on_data_lost(self) -> None:
+        """The broker is gone, or has dropped the connection: what it knows of us is found out by a HELLO."""
+        self._carry_out(self._pending.unwelcome(Unwelcome(0), time.monotonic()))
 
     def _look(self) -> None:
         self._look_again = False
@@ -376,6 +394,8 @@ class Requester:
             case Answer():
                 self._answered(message)
             case Welcome():
+                if not self._data.connect(message.epoch):
+                    return  # that broker has gone again; without a Welcome, HELLO is repeated
                 self.models.broker_absent = False
                 self._carry_out(self._pending.welcomed(message))
                 self._send_calls()

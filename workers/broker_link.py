@@ -6,7 +6,7 @@ import select
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.data import DataChannel
 from conch.channels.seqpacket import connect
-from conch.messages import PROTOCOL_VERSION, Batch, Done, Link, Ready, ToWorkerData
+from conch.messages import PROTOCOL_VERSION, Batch, DataLink, Done, Ready, ToWorkerData
 from conch.run_dir import RunDir
 
 logger = logging.getLogger("conch.workers.broker_link")
@@ -19,7 +19,7 @@ class BrokerLink:
         self._worker = worker
         self._run_dir = run_dir
         self._poll = poll
-        self._channel: DataChannel[Link | Ready | Done, ToWorkerData] | None = None
+        self._channel: DataChannel[DataLink | Ready | Done, ToWorkerData] | None = None
 
     @property
     def connected(self) -> bool:
@@ -29,16 +29,16 @@ class BrokerLink:
         """To the broker that has just said ``Welcome``. False if it does not listen (any more)."""
         self.close()
         try:
-            channel: DataChannel[Link | Ready | Done, ToWorkerData] = DataChannel(
+            channel: DataChannel[DataLink | Ready | Done, ToWorkerData] = DataChannel(
                 connect(self._run_dir.broker_data_socket), ToWorkerData
             )
         except OSError:
             return False
         self._channel = channel
         self._poll.register(channel.fileno(), select.POLLIN)
-        return self.send_nowait(Link(PROTOCOL_VERSION, self._worker))
+        return self.send_nowait(DataLink(PROTOCOL_VERSION, self._worker))
 
-    def send_nowait(self, message: Link | Ready | Done) -> bool:
+    def send_nowait(self, message: DataLink | Ready | Done) -> bool:
         """False if there is no broker, or it does not read."""
         if self._channel is None:
             return False

@@ -13,16 +13,17 @@ from conch.messages.base import PROTOCOL_VERSION, Message, Parameter, Record
 from conch.messages.directions import (
     RequesterToWorker,
     ToBroker,
+    ToBrokerData,
     ToLauncher,
     ToObserver,
     ToRequester,
     ToWorkerControl,
     ToWorkerData,
-    WorkerToBroker,
     WorkerToRequester,
 )
 from conch.messages.hellos import (
     Awaited,
+    DataLink,
     LauncherHello,
     LiveWorker,
     ObserverHello,
@@ -105,6 +106,7 @@ __all__ = [
     "Configured",
     "CudaBlock",
     "CudaRegion",
+    "DataLink",
     "Died",
     "Dispatch",
     "Done",
@@ -154,6 +156,7 @@ __all__ = [
     "TensorDescription",
     "TensorReference",
     "ToBroker",
+    "ToBrokerData",
     "ToLauncher",
     "ToObserver",
     "ToRequester",
@@ -165,6 +168,5 @@ __all__ = [
     "Window",
     "WorkerHello",
     "WorkerState",
-    "WorkerToBroker",
     "WorkerToRequester",
 ]

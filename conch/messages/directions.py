@@ -1,6 +1,14 @@
 """One union per direction: what a receiver's typed decoder accepts."""
 
-from conch.messages.hellos import LauncherHello, ObserverHello, RequesterHello, Unwelcome, Welcome, WorkerHello
+from conch.messages.hellos import (
+    DataLink,
+    LauncherHello,
+    ObserverHello,
+    RequesterHello,
+    Unwelcome,
+    Welcome,
+    WorkerHello,
+)
 from conch.messages.models import Answer, AskStatistics, AskStatus, LoadModel, ModelTable, UnloadModel
 from conch.messages.requests import Batch, Cancel, Done, Lost, Rejected, Request, Retired
 from conch.messages.responses import Link, Responses, SegmentAdded, SegmentRetired, Window
@@ -21,10 +29,7 @@ from conch.messages.workers import (
 WorkerToRequester = Link | Responses | SegmentAdded | SegmentRetired
 RequesterToWorker = SegmentAdded | SegmentRetired | Window
 ToBroker = (
-    Request
-    | Done
-    | Cancel
-    | RequesterHello
+    RequesterHello
     | ObserverHello
     | WorkerHello
     | LauncherHello
@@ -32,7 +37,6 @@ ToBroker = (
     | SpawnFailed
     | Died
     | Completed
-    | Ready
     | LoadFailed
     | LoadModel
     | UnloadModel
@@ -42,7 +46,7 @@ ToBroker = (
 ToRequester = Retired | Lost | Rejected | ModelTable | Answer | Welcome | Unwelcome
 ToObserver = ModelTable | Answer | Welcome | Unwelcome
 ToWorkerData = Batch
-WorkerToBroker = Link | Ready | Done
+ToBrokerData = DataLink | Request | Done | Cancel | Ready
 #: a batch comes on the control socket only if it is too long for the data connection
 ToWorkerControl = Batch | Configured | Cancel | Drain | Forget | Welcome | Unwelcome
 ToLauncher = Spawn | Kill | Welcome | Unwelcome

@@ -79,6 +79,14 @@ class LauncherHello(Message, frozen=True):
     workers: tuple[LiveWorker, ...] = ()
 
 
+class DataLink(Message, frozen=True):
+    """First message on a data connection, which a worker or a requester makes after its ``Welcome``. ``name`` is its
+    id."""
+
+    protocol: int
+    name: str
+
+
 class Welcome(Message, frozen=True):
     """Broker's answer to every HELLO. ``epoch`` is new for each broker process."""
 

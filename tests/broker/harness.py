@@ -160,18 +160,56 @@ class Around:
         self._context.term()
 
 
+class DataEnd:
+    """A requester's or worker's data connection."""
+
+    def __init__(self, around: Around, name: str, incoming: Any) -> None:
+        self._path = RunDir(around.run_dir).broker_data_socket
+        self._name = name
+        self._incoming = incoming
+        self._channel: DataChannel[Any, Any] | None = None
+        around.closing.callback(self.close)
+
+    def connect(self) -> None:
+        """After a Welcome."""
+        self.close()
+        self._channel = DataChannel(connect(self._path), self._incoming)
+        self.send(messages.DataLink(PROTOCOL_VERSION, self._name))
+
+    def send(self, message: Any) -> None:
+        assert self._channel is not None
+        assert self._channel.send_nowait(message)
+
+    def receive(self, timeout_s: float) -> Any:
+        """None if there is nothing in time."""
+        assert self._channel is not None
+        readable, _, _ = select.select([self._channel.fileno()], [], [], timeout_s)
+        return self._channel.receive_nowait() if readable else None
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
 class Requester(Peer):
     def __init__(self, around: Around, pid: int) -> None:
         super().__init__(around._context, around.run_dir, new_peer_id(), messages.ToRequester)
         around._peers.append(self)
         self._pid = pid
+        self.data = DataEnd(around, self.id, None)
 
     def hello(self, awaited: tuple[messages.Awaited, ...] = ()) -> messages.Welcome:
         self.send(messages.RequesterHello(PROTOCOL_VERSION, self.id, "http", self._pid, awaited))
-        return self.expect(messages.Welcome)
+        welcome = self.expect(messages.Welcome)
+        self.data.connect()
+        return welcome
 
     def submit(self, id: int, model: str, attempt: int = 1) -> None:
-        self.send(Request(id, attempt, model, 1, 1, "", inputs=()))
+        self.data.send(Request(id, attempt, model, 1, 1, "", inputs=()))
+
+    def cancel(self, id: int) -> None:
+        self.data.send(messages.Cancel(self.id, id))
 
 
 class Launcher(Peer):
@@ -192,8 +230,8 @@ class Launcher(Peer):
         self.send(messages.Spawned(spawn.worker, worker.pid))
         worker.connect()
         worker.hello("loading")
-        worker.connect_data()
-        worker.send_data(messages.Ready(spawn.worker))
+        worker.data.connect()
+        worker.data.send(messages.Ready(spawn.worker))
         return worker
 
     def died(self, worker: "Worker", signal: int = 9) -> None:
@@ -206,9 +244,7 @@ class Worker:
         self.spawn = spawn
         self.pid = os.getpid()
         self.control = around.peer(f"C{spawn.worker}", messages.ToWorkerControl)
-        self.data: DataChannel[Any, messages.ToWorkerData] | None = None
-        self._data_socket = RunDir(around.run_dir).broker_data_socket
-        around.closing.callback(self.close_data)
+        self.data = DataEnd(around, spawn.worker, messages.ToWorkerData)
 
     @property
     def live(self) -> messages.LiveWorker:
@@ -217,26 +253,6 @@ class Worker:
 
     def connect(self) -> None:
         self.control.connect()
-
-    def connect_data(self) -> None:
-        """After the Welcome, as a worker does."""
-        self.close_data()
-        self.data = DataChannel(connect(self._data_socket), messages.ToWorkerData)
-        self.send_data(messages.Link(PROTOCOL_VERSION, self.id))
-
-    def close_data(self) -> None:
-        if self.data is not None:
-            self.data.close()
-            self.data = None
-
-    def send_data(self, message: Any) -> None:
-        assert self.data is not None
-        assert self.data.send_nowait(message)
-
-    def receive_data(self, timeout_s: float) -> messages.Batch | None:
-        assert self.data is not None
-        readable, _, _ = select.select([self.data.fileno()], [], [], timeout_s)
-        return self.data.receive_nowait() if readable else None
 
     def hello(self, state: messages.WorkerState, running: tuple[messages.Running, ...] = ()) -> messages.Welcome:
         spawn = self.spawn
@@ -256,13 +272,13 @@ class Worker:
         return self.control.expect(messages.Welcome)
 
     def batch(self) -> messages.Batch:
-        batch = self.receive_data(TIMEOUT_S)
+        batch: messages.Batch | None = self.data.receive(TIMEOUT_S)
         assert batch is not None, "no batch"
         return batch
 
     def done(self, batch: messages.Batch, **more: Any) -> None:
         now = time.monotonic_ns()
-        self.send_data(messages.Done(batch.epoch, batch.id, now - 3000, now - 2000, now - 1000, now, **more))
+        self.data.send(messages.Done(batch.epoch, batch.id, now - 3000, now - 2000, now - 1000, now, **more))
 
 
 @contextmanager

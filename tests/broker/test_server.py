@@ -9,7 +9,7 @@ import pytest
 
 from conch import messages
 from conch.messages import PROTOCOL_VERSION, Awaited, Running
-from tests.broker.harness import around, broker, write_model
+from tests.broker.harness import DataEnd, around, broker, write_model
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_cancelled_request_is_retired_when_its_batch_is_done(run_dir: Path, re
         requester.submit(2, "echo")
         batch = worker.batch()
         for id in (1, 2):
-            requester.send(messages.Cancel(requester.id, id))
+            requester.cancel(id)
         assert requester.expect(messages.Retired).ids == (2,)
         assert worker.control.expect(messages.Cancel).id == 1
         worker.done(batch)
@@ -92,7 +92,9 @@ def test_who_has_not_said_hello_is_unwelcome(run_dir: Path, repository: Path) ->
     with broker(run_dir, repository), around(run_dir) as peers:
         stranger = peers.peer("0123456789abcdef", messages.ToRequester)
         stranger.connect()
-        stranger.send(messages.Cancel("0123456789abcdef", 1))
+        data = DataEnd(peers, stranger.id, None)
+        data.connect()
+        data.send(messages.Cancel(stranger.id, 1))
         assert stranger.expect(messages.Unwelcome).fault is None
         stranger.send(messages.RequesterHello(PROTOCOL_VERSION + 1, stranger.id, "http", 1))
         fault = stranger.expect(messages.Unwelcome).fault
@@ -191,7 +193,8 @@ def test_a_restart_takes_over_what_runs(run_dir: Path, repository: Path) -> None
             for id in (1, 2, 3):
                 requester.submit(id, "echo")
             batch = worker.batch()
-            assert requester.status().models[0].queued == 2
+            while requester.status().models[0].queued != 2:
+                pass  # the requests take another connection
             process.kill()
         with broker(run_dir, repository):
             requester.connect()
@@ -204,13 +207,13 @@ def test_a_restart_takes_over_what_runs(run_dir: Path, repository: Path) -> None
             requester.submit(4, "echo")
             running = (Running(requester.id, 1, 1, batch.epoch, batch.id),)
             assert worker.hello("ready", running).epoch > batch.epoch
-            worker.connect_data()
+            worker.data.connect()
             lost = requester.expect(messages.Lost)
             assert (lost.worker, lost.ids, lost.attempts) == ("", (2, 3), (1, 1))
             requester.expect_table("echo", "READY")
-            requester.send(messages.Cancel(requester.id, 1))
+            requester.cancel(1)
             assert worker.control.expect(messages.Cancel).id == 1
-            assert worker.receive_data(0.1) is None
+            assert worker.data.receive(0.1) is None
             worker.done(batch)
             assert requester.expect(messages.Retired).ids == (1,)
             following = worker.batch()

@@ -6,6 +6,7 @@ Real sockets, real shared memory.
 import asyncio
 import functools
 import os
+import select
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import uvloop
 import zmq
 
+from broker.links import DataLinks
 from conch.channels.seqpacket import SeqpacketChannel, connect
 from conch.channels.zeromq import RouterChannel
 from conch.messages import (
@@ -82,18 +84,27 @@ class FakeBroker:
         self._router: RouterChannel[Message, ToBroker] = RouterChannel(
             self._context, RunDir(run_dir).broker_socket, ToBroker
         )
+        self._poll = select.epoll()
+        self._links = DataLinks(RunDir(run_dir), self._poll)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._router.fileno(), self._receive)
+        self._loop.add_reader(self._poll.fileno(), self._hear)
         self._loop.call_soon(self._receive)
 
     def _receive(self) -> None:
         while (received := self._router.receive_nowait()) is not None:
             self.peer, message = received
             if isinstance(message, RequesterHello):
+                self._hear()
                 self.hellos.append(message)
                 if self.welcoming:
                     self.welcome()
             else:
+                self._received.put_nowait(message)
+
+    def _hear(self) -> None:
+        for descriptor in self._links.descriptors():
+            for _, message in self._links.receive(descriptor):
                 self._received.put_nowait(message)
 
     def welcome(self) -> None:
@@ -118,10 +129,14 @@ class FakeBroker:
 
     def has_nothing(self) -> bool:
         self._receive()
+        self._hear()
         return self._received.empty()
 
     def close(self) -> None:
         self._loop.remove_reader(self._router.fileno())
+        self._loop.remove_reader(self._poll.fileno())
+        self._links.close()
+        self._poll.close()
         self._router.close()
         self._context.destroy(linger=0)
 

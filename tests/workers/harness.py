@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import zmq
 
-from broker.links import WorkerLinks
+from broker.links import DataLinks
 from conch import tensors
 from conch.channels import ChannelClosed
 from conch.channels.seqpacket import SeqpacketChannel, listen
@@ -65,7 +65,7 @@ class FakeBroker:
         self.router: RouterChannel[Message, Any] = RouterChannel(self.context, run_dir.broker_socket, ToBroker)
         self.poll = select.epoll()
         self.poll.register(self.router.fileno(), select.EPOLLIN)
-        self.links = WorkerLinks(run_dir, self.poll)
+        self.links = DataLinks(run_dir, self.poll)
         self.heard: deque[tuple[bytes, Any]] = deque()
         self.launcher = b""
         self.hellos: list[WorkerHello] = []

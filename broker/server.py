@@ -85,6 +85,8 @@ class Server:
         self._poll = select.epoll()
         self._links = DataLinks(run_dir, self._poll)
         self._router = self._channel.fileno()
+        #: the ROUTER may have something: its descriptor said so, or a send may have swallowed that
+        self._router_due = True
         for descriptor in (self._router, self._files.fileno(), stop.fileno()):
             self._poll.register(descriptor, select.EPOLLIN)
 
@@ -95,8 +97,7 @@ class Server:
             self._round()
             if self._finished():
                 break
-            # a send may have swallowed the edge of the socket's descriptor
-            self._wait(may_sleep=not self._channel.is_readable())
+            self._wait(may_sleep=not self._router_due)
         if self._killed:
             logger.error("Exit timeout expired. Exiting immediately.")
         return 1 if self._killed else 0
@@ -114,18 +115,24 @@ class Server:
     # -------------------------------------------------------------------------------------------------------- the loop
 
     def _round(self) -> None:
-        """Handles what the socket has, up to a bound, and sends what follows from it."""
+        """Handles what the ROUTER has, up to a bound, and sends what follows from everything that has come."""
+        now = time.monotonic()
+        if self._router_due:
+            self._receive(now)
+        self._exchange.flush(now)
+
+    def _receive(self, now: float) -> None:
         exchange = self._exchange
         receive = self._channel.receive_nowait
-        now = time.monotonic()
+        self._router_due = False
         for number in range(_ROUND):
             # after a lone message, the usual case when there is little to do, this is the cheaper question
             if number == 1 and not self._channel.is_readable():
-                break
+                return
             try:
                 received = receive()
                 if received is None:
-                    break
+                    return
                 peer, message = received
                 if isinstance(message, (RequesterHello, Died)):
                     # what the peer had sent on its data connection comes before this
@@ -138,7 +145,7 @@ class Server:
                     logger.error("dropped an unreadable message, the %s. so far: %s", self._unreadable, error)
             except Exception:  # one peer's message must not end the broker
                 logger.exception("a message could not be handled")
-        exchange.flush(now)
+        self._router_due = True
 
     def _wait(self, may_sleep: bool) -> None:
         now = time.monotonic()
@@ -148,7 +155,8 @@ class Server:
         timeout_s = 0.0 if not may_sleep else None if wakeup is None else max(0.0, wakeup - now)
         for descriptor, _ in self._poll.poll(timeout_s):
             if descriptor == self._router:
-                continue  # _round reads it
+                self._router_due = True
+                continue
             if descriptor in self._watched:
                 self._died(descriptor)
             elif descriptor == self._files.fileno():
@@ -212,13 +220,14 @@ class Server:
     # ----------------------------------------------------------------------------------------------- for the exchange
 
     def send(self, peer: bytes, message: Any) -> bool:
+        self._router_due = True
         return self._channel.send_nowait(peer, message)
 
     def send_batch(self, worker: str, batch: Batch) -> bool:
         try:
             return self._links.send(worker, batch)
         except MessageTooLong:
-            return self._channel.send_nowait(b"C" + worker.encode(), batch)
+            return self.send(b"C" + worker.encode(), batch)
 
     def watch(self, peer: bytes, pid: int) -> bool:
         watched = self._pidfds.get(peer)

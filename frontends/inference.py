@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from conch.errors import ConchError
 from conch.messages import Parameter, Sequence
 
 
@@ -85,4 +86,9 @@ class InferenceResult:
             give_back()
 
     def __del__(self) -> None:
-        self.release()
+        if self._give_back is not None:
+            self.release()
+
+
+#: what becomes of a call
+Outcome = InferenceResult | ConchError

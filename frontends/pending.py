@@ -160,15 +160,19 @@ class Pending:
 
     def submit(self, entry: Entry, now: float) -> list[Instruction]:
         """A new request, first attempt, with an id from ``new_id``. Its inputs lie in the arena."""
+        return [Send(entry.request)] if self.admit(entry, now) else []
+
+    def admit(self, entry: Entry, now: float) -> bool:
+        """``submit`` without instructions: whether the request is to be sent."""
         request = entry.request
         self._entries[request.id] = entry
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.id))
         if self._welcome:
             entry.state = State.SUBMITTED
-            return [Send(request)]
+            return True
         self._hold(entry, now)
-        return []
+        return False
 
     def abandon(self, id: int) -> list[Instruction]:
         """The caller has gone: it reads no answer any more. Unknown and already abandoned ids are ignored."""
@@ -189,7 +193,28 @@ class Pending:
 
     # ------------------------------------------------------------------------------------------------ the workers
 
+    def finish(self, response: Response) -> Entry | None:
+        """The usual case of ``response`` without instructions: the one answer to a request that waits for it. Its entry
+        is gone now: the inputs are to be freed and the response delivered. None: nothing has changed, ask ``response``.
+        """
+        entries = self._entries
+        entry = entries.get(response.id)
+        if (
+            entry is None
+            or entry.state is not State.SUBMITTED
+            or entry.request.attempt != response.attempt
+            or not response.final
+            or response.inputs_held
+        ):
+            return None
+        del entries[response.id]
+        entry.state = State.GONE
+        return entry
+
     def response(self, response: Response) -> list[Instruction]:
+        entry = self.finish(response)
+        if entry is not None:
+            return [FreeInputs(entry), Deliver(entry, response)]
         entry = self._entries.get(response.id)
         if entry is None or entry.request.attempt != response.attempt:
             return [] if response.lease is None else [GiveBack(response.lease)]

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, overload
 
 import msgspec
@@ -40,9 +41,10 @@ from conch.messages import (
     Welcome,
 )
 from conch.run_dir import RunDir, new_peer_id
+from frontends.asked import Asked, OnAnswer, cancel_with, settle
 from frontends.broker_link import BrokerLink
 from frontends.calls import Calls, Waiting
-from frontends.inference import InferenceCall, InferenceResult
+from frontends.inference import InferenceCall, InferenceResult, Outcome
 from frontends.links import Links
 from frontends.models import ModelTableView, ReadyModel
 from frontends.pending import (
@@ -77,22 +79,6 @@ _POLLIN = int(zmq.POLLIN)
 Future = asyncio.Future[InferenceResult]
 
 
-class _Asked:
-    """What the shell keeps of a request."""
-
-    __slots__ = ("block", "future", "id", "requester")
-
-    def __init__(self, requester: "Requester", id: int, block: Block, future: Future) -> None:
-        self.requester = requester
-        self.id = id
-        self.block = block
-        self.future = future
-
-    def on_done(self, future: Future) -> None:
-        """Only ever called for a cancelled future: it is taken off before an answer is set."""
-        self.requester._cancelled(self.id)
-
-
 class Requester:
     """One per frontend process. All methods belong to the thread of the loop that ``start`` ran on.
 
@@ -114,7 +100,7 @@ class Requester:
         self._links = Links(self._on_response, self._segments)
         self._arena.on_segment_added = self._links.announce
         self._arena.on_segment_retired = self._links.retire
-        self._growing: dict[asyncio.Task[None], Future] = {}
+        self._growing: dict[asyncio.Task[None], Asked] = {}
         self._look_again = False
         self._closing = False
         self._ticks = 0
@@ -148,9 +134,8 @@ class Requester:
             return
         self._closing = True
         self._carry_out(self._pending.close())
-        for future in self._growing.values():
-            if not future.done():
-                future.set_exception(from_fault(CLOSING))
+        for asked in self._growing.values():
+            asked.answer(from_fault(CLOSING))
         await asyncio.gather(*self._growing)
         self._fail_calls(self._calls.close())
         if self._timer is not None:
@@ -176,31 +161,40 @@ class Requester:
     # ----------------------------------------------------------------------------------------------- what callers do
 
     def submit(self, model: ReadyModel, call: InferenceCall) -> Future:
+        """``ask`` with a future for the answer. Cancelling the future (also by cancelling the task that awaits it)
+        cancels the request."""
+        future: Future = self._loop.create_future()
+        asked = self.ask(model, call, partial(settle, future))
+        future.add_done_callback(partial(cancel_with, asked))
+        return future
+
+    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: OnAnswer) -> Asked:
         """Validates, copies the inputs into the arena and sends the request.
 
-        Raises ``ClientError`` (invalid request) and ``Unavailable`` (too much in flight, closed) at once. The future
-        gets the result, or an exception out of ``conch.errors``. Cancelling the future (also by cancelling the task
-        that awaits it) tells the broker that nobody waits any more. Whoever gets a result must ``release`` it.
+        Raises ``ClientError`` (invalid request) and ``Unavailable`` (too much in flight, closed) at once. Otherwise
+        ``on_answer`` gets the result, or an exception out of ``conch.errors``, later and never from inside ``ask``; it
+        is called where the answer arrives, not in a turn of the loop of its own. Whoever gets a result must ``release``
+        it. ``cancel`` on what this returns tells the broker that nobody waits any more.
 
-        Where the arena has to grow, the inputs are copied a little later: they must stay as they are until the future
-        is done.
+        Where the arena has to grow, the inputs are copied a little later: they must stay as they are until there is an
+        answer.
         """
         checked = validate(model, call)
         self._pending.check_capacity()
         nbytes = 0
         for tensor in call.inputs:
             nbytes += (len(tensor.data) + 63) & -64
-        future = self._loop.create_future()
+        asked = Asked(self._cancelled, on_answer)
         block = self._arena.allocate_within(nbytes or _ALIGNMENT_NBYTES)
         if block is not None:
-            self._send_request(model, call, checked, block, future)
+            self._send_request(model, call, checked, block, asked)
         else:
             if self.inflight >= self._max_inflight:
                 raise Overloaded("too many requests in flight; try again")
-            task = self._loop.create_task(self._grow(model, call, checked, nbytes or _ALIGNMENT_NBYTES, future))
-            self._growing[task] = future
+            task = self._loop.create_task(self._grow(model, call, checked, nbytes or _ALIGNMENT_NBYTES, asked))
+            self._growing[task] = asked
             task.add_done_callback(self._growing.pop)
-        return future
+        return asked
 
     @overload
     async def call(self, message: LoadModel | UnloadModel) -> None: ...
@@ -230,9 +224,9 @@ class Requester:
     # ------------------------------------------------------------------------------------------------ a request's way
 
     def _send_request(
-        self, model: ReadyModel, call: InferenceCall, checked: Checked, block: Block, future: Future
+        self, model: ReadyModel, call: InferenceCall, checked: Checked, block: Block, asked: Asked
     ) -> None:
-        segment, start, _ = block.segment, block.offset, block.nbytes
+        segment, start = block.segment, block.offset
         view = self._arena.view(block)
         descriptions = []
         offset = 0
@@ -246,7 +240,8 @@ class Requester:
             )
             offset = (end + 63) & -64
         pending = self._pending
-        id = pending.new_id()
+        asked.id = id = pending.new_id()
+        asked.block = block
         request = Request(
             id,
             1,
@@ -263,24 +258,20 @@ class Requester:
             call.deadline,
             call.sequence,
         )
-        asked = _Asked(self, id, block, future)
-        future.add_done_callback(asked.on_done)
-        self._carry_out(pending.submit(Entry(request, model.idempotent, asked), time.monotonic()))
+        if pending.admit(Entry(request, model.idempotent, asked), time.monotonic()):
+            self._send_data(request)
 
-    async def _grow(
-        self, model: ReadyModel, call: InferenceCall, checked: Checked, nbytes: int, future: Future
-    ) -> None:
-        """The rest of ``submit`` once the arena has grown, off the loop: reserving memory takes milliseconds."""
+    async def _grow(self, model: ReadyModel, call: InferenceCall, checked: Checked, nbytes: int, asked: Asked) -> None:
+        """The rest of ``ask`` once the arena has grown, off the loop: reserving memory takes milliseconds."""
         try:
             async with self._growth_lock:
-                while self._arena.needs_growth(nbytes) and not future.done():
+                while self._arena.needs_growth(nbytes) and asked.on_answer is not None:
                     await self._loop.run_in_executor(None, self._arena.grow, nbytes)
-            if not future.done():
-                self._send_request(model, call, checked, self._arena.allocate(nbytes), future)
+            if asked.on_answer is not None:
+                self._send_request(model, call, checked, self._arena.allocate(nbytes), asked)
         except ArenaFull as error:
             logger.warning("%s", error)
-            if not future.done():
-                future.set_exception(Overloaded("the server's memory for inputs is full; try again"))
+            asked.answer(Overloaded("the server's memory for inputs is full; try again"))
 
     def _cancelled(self, id: int) -> None:
         self._carry_out(self._pending.abandon(id))
@@ -302,35 +293,38 @@ class Requester:
                     assert mappings is not None
                     self._deliver(instruction.entry, instruction.response, mappings)
                 case Fail():
-                    asked: _Asked = instruction.entry.owner
-                    _set_exception(asked, from_fault(instruction.fault))
+                    instruction.entry.owner.answer(from_fault(instruction.fault))
                 case GiveBack():
                     assert mappings is not None
                     mappings.give_back(instruction.lease)
 
     def _on_response(self, response: Response, mappings: Mappings) -> None:
-        self._carry_out(self._pending.response(response), mappings)
+        entry = self._pending.finish(response)
+        if entry is None:
+            self._carry_out(self._pending.response(response), mappings)
+        else:
+            self._arena.free(entry.owner.block)
+            self._deliver(entry, response, mappings)
 
     def _deliver(self, entry: Entry, response: Response, mappings: Mappings) -> None:
-        asked: _Asked = entry.owner
-        future = asked.future
-        if not response.final or response.error is not None or future.done():
-            # done: cancelled a moment ago. Not final: only streams read those, and nothing asks for a stream yet.
+        asked: Asked = entry.owner
+        outcome: Outcome
+        if not response.final or response.error is not None or asked.on_answer is None:
+            # None: cancelled a moment ago. Not final: only streams read those, and nothing asks for a stream yet.
             if response.lease is not None:
                 mappings.give_back(response.lease)
-            if response.final and response.error is not None:
-                _set_exception(asked, from_fault(response.error))
-            return
-        try:
-            result = make_result(entry.request, response, mappings)
-        except BadReference as error:
-            logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
-            if response.lease is not None:
-                mappings.give_back(response.lease)
-            _set_exception(asked, Internal(f"model '{entry.request.model}' gave an unusable answer"))
-            return
-        future.remove_done_callback(asked.on_done)
-        future.set_result(result)
+            if not response.final or response.error is None:
+                return
+            outcome = from_fault(response.error)
+        else:
+            try:
+                outcome = make_result(entry.request, response, mappings)
+            except BadReference as error:
+                logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
+                if response.lease is not None:
+                    mappings.give_back(response.lease)
+                outcome = Internal(f"model '{entry.request.model}' gave an unusable answer")
+        asked.answer(outcome)
 
     # ---------------------------------------------------------------------------------------------------- the broker
 
@@ -350,10 +344,14 @@ class Requester:
             if not isinstance(message, Request):
                 raise
             fault = Fault("InvalidArgument", f"the request cannot be passed on: {error}")
-            self._carry_out(self._pending.rejected(Rejected(message.id, message.attempt, fault)))
+            # later: this may be inside of ``ask``
+            self._loop.call_soon(self._reject, Rejected(message.id, message.attempt, fault))
             return
         if isinstance(message, Request):
             self._pending.not_sent(message, time.monotonic())
+
+    def _reject(self, rejected: Rejected) -> None:
+        self._carry_out(self._pending.rejected(rejected))
 
     def _on_data_lost(self) -> None:
         """The broker is gone, or has dropped the connection: what it knows of us is found out by a HELLO."""
@@ -450,11 +448,3 @@ class Requester:
         for waiting, error in failed:
             if not waiting.owner.done():
                 waiting.owner.set_exception(error)
-
-
-def _set_exception(asked: _Asked, error: ConchError) -> None:
-    future = asked.future
-    if not future.done():
-        future.remove_done_callback(asked.on_done)
-        future.set_exception(error)
-        future.exception()  # seen: whoever waits may have been cancelled a moment ago, and that is no error

@@ -1,21 +1,19 @@
 """The HTTP API: routes requests to endpoints, and turns whatever goes wrong into Triton's errors."""
 
-import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from conch.errors import ConchError, InvalidArgument, Unsupported
 from frontends.http.compression import decompressed
-from frontends.http.endpoints import Endpoints, RequesterLike
+from frontends.http.endpoints import AskedLike, Endpoints, RequesterLike
 from frontends.http.errors import reply_to
 from frontends.http.exchange import Pending, Reply, Request, error_reply
 from frontends.http.json_values import too_large
 from frontends.http.request_body import MAX_32, OutputFormats, decode, header_length
 from frontends.http.response_body import encode
 from frontends.http.routes import Endpoint, Match, resolve
-from frontends.inference import InferenceResult
+from frontends.inference import InferenceResult, Outcome
 from frontends.models import ReadyModel
 
 logger = logging.getLogger("conch.frontends.http.application")
@@ -25,6 +23,33 @@ Handler = Callable[[Request, Match], Reply | Pending]
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
 _DECOUPLED: Final = "HTTP end point doesn't support models with decoupled transaction policy"
+
+
+class _Inference(Pending):
+    """An inference that is on its way, and how its answer is to be shown."""
+
+    __slots__ = ("_formats", "_model", "asked")
+
+    asked: AskedLike
+
+    def __init__(self, formats: OutputFormats, model: ReadyModel) -> None:
+        self._formats = formats
+        self._model = model
+
+    def cancel(self) -> None:
+        self.asked.cancel()
+
+    def answered(self, outcome: Outcome) -> None:
+        self.finish(self._render, outcome)
+
+    def _render(self, outcome: Outcome) -> Reply:
+        if not isinstance(outcome, InferenceResult):
+            return reply_to(outcome)
+        try:
+            return encode(outcome, self._formats, self._model)
+        except ConchError as error:
+            outcome.release()
+            return reply_to(error)
 
 
 class HttpApplication:
@@ -91,20 +116,10 @@ class HttpApplication:
             body = decompressed(body, fields[_ENCODING], self._max_input_nbytes)
         json_nbytes = header_length(fields.get(_HEADER_LENGTH), len(body))
         call, formats = decode(body, json_nbytes, model, self._max_input_nbytes)
-        return Pending(self._requester.submit(model, call), partial(_render, formats, model))
+        inference = _Inference(formats, model)
+        inference.asked = self._requester.ask(model, call, inference.answered)
+        return inference
 
 
 def _not_allowed(match: Match) -> Reply:
     return error_reply(405, "Method Not Allowed", b"Allow: %b\r\n" % match.method)
-
-
-def _render(formats: OutputFormats, model: ReadyModel, future: "asyncio.Future[InferenceResult]") -> Reply:
-    error = future.exception()
-    if error is not None:
-        return reply_to(error)
-    result = future.result()
-    try:
-        return encode(result, formats, model)
-    except ConchError as failed:
-        result.release()
-        return reply_to(failed)

@@ -5,7 +5,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from conch.errors import InvalidArgument, MalformedJson, Unsupported
@@ -22,11 +22,17 @@ from frontends.http.errors import RETRY_AFTER, reply_to
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, error_reply, json_reply
 from frontends.http.json_values import NOT_STRING, boolean, parse
 from frontends.http.routes import Match
-from frontends.inference import InferenceCall, InferenceResult
+from frontends.inference import InferenceCall, Outcome
 from frontends.models import ModelTableView, ReadyModel, parse_version
 
 _READY_IS_NESTED: Final = re.compile(rb'"ready"\s*:\s*[\[{]')
 _EMPTY: Final = Reply(200)
+
+
+class AskedLike(Protocol):
+    """The part of ``frontends.requester.Asked`` that HTTP uses."""
+
+    def cancel(self) -> None: ...
 
 
 class RequesterLike(Protocol):
@@ -34,9 +40,29 @@ class RequesterLike(Protocol):
 
     models: ModelTableView
 
-    def submit(self, model: ReadyModel, call: InferenceCall) -> "asyncio.Future[InferenceResult]": ...
+    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> AskedLike: ...
 
     def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...
+
+
+class _Call(Pending):
+    """What the broker was asked."""
+
+    __slots__ = ("_future", "_render")
+
+    def __init__(self, future: "asyncio.Future[Any]", render: Callable[[Any], Reply]) -> None:
+        self._future = future
+        self._render = render
+        future.add_done_callback(lambda future: self.finish(self._reply, future))
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+    def _reply(self, future: "asyncio.Future[Any]") -> Reply:
+        if future.cancelled():
+            return error_reply(503, "the server is shutting down", RETRY_AFTER)
+        error = future.exception()
+        return self._render(future.result()) if error is None else reply_to(error)
 
 
 class Endpoints:
@@ -120,15 +146,8 @@ class Endpoints:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _call(self, message: Any, render: Any) -> Pending:
-        def rendered(future: "asyncio.Future[Any]") -> Reply:
-            error = future.exception()
-            if error is not None:
-                return reply_to(error)
-            reply: Reply = render(future.result())
-            return reply
-
-        return Pending(asyncio.ensure_future(self._requester.call(message)), rendered)
+    def _call(self, message: Any, render: Callable[[Any], Reply]) -> Pending:
+        return _Call(asyncio.ensure_future(self._requester.call(message)), render)
 
     def _body(self, request: Request) -> dict[str, Any]:
         """A body that may be empty. What is no object has no members, as in Triton."""

@@ -1,10 +1,12 @@
 """What the protocol engine and the application hand to each other: one request, one answer."""
 
-import asyncio
+import logging
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
+
+logger = logging.getLogger("conch.frontends.http.exchange")
 
 #: reason phrases of every status that we send
 REASONS: Final = {
@@ -75,14 +77,26 @@ class Reply:
         self.release = release
 
 
-class Pending(NamedTuple):
-    """An answer that comes later: ``render`` makes the reply of the finished ``future``, also when it failed.
+class Pending:
+    """An answer that comes later. Whoever makes it calls ``finish``, once and not before the engine has this object."""
 
-    ``future.cancel()`` is called when the client has gone; ``render`` is not called for a cancelled future.
-    """
+    __slots__ = ("on_reply",)
 
-    future: "asyncio.Future[Any]"
-    render: "Callable[[asyncio.Future[Any]], Reply]"
+    #: set by the engine
+    on_reply: Callable[[Reply], None]
+
+    def cancel(self) -> None:
+        """The client has gone. ``finish`` may be called nevertheless."""
+        raise NotImplementedError
+
+    def finish(self, render: Callable[[Any], Reply], outcome: Any) -> None:
+        """Sends the reply that ``render`` makes of ``outcome``. An exception is a bug, logged and answered 500."""
+        try:
+            reply = render(outcome)
+        except Exception:
+            logger.exception("an answer could not be written")
+            reply = error_reply(500, "internal error")
+        self.on_reply(reply)
 
 
 class Application(Protocol):

@@ -76,7 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self._engine.discard(self)
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.future.cancel()
+            pending.cancel()
         if self._lent is not None:
             # the transport is closed after this callback; only then it has let go of the views
             self._engine.loop.call_soon(self._take_back)
@@ -157,30 +157,19 @@ class Connection(asyncio.BufferedProtocol):
                 logger.exception("a request could not be answered")
                 reply = error_reply(500, "internal error")
             self._engine.let_go(request)
-        if type(reply) is Pending:
+        if isinstance(reply, Pending):
             self._pending = reply
-            reply.future.add_done_callback(self._answered)
+            reply.on_reply = self._answered
         else:
-            assert isinstance(reply, Reply)
             self._write(request, reply)
 
-    def _answered(self, future: "asyncio.Future[object]") -> None:
-        pending = self._pending
-        if pending is None or pending.future is not future:
-            _drop(future)
+    def _answered(self, reply: Reply) -> None:
+        request = self._current
+        if self._pending is None or request is None:  # the client has gone
+            if reply.release is not None:
+                reply.release()
             return
         self._pending = None
-        request = self._current
-        assert request is not None
-        try:
-            if future.cancelled():
-                reply = error_reply(503, "the server is shutting down", RETRY_AFTER)
-            else:
-                reply = pending.render(future)
-        except Exception:
-            logger.exception("an answer could not be written")
-            _drop(future)
-            reply = error_reply(500, "internal error")
         self._write(request, reply)
         if self._queue or self._reader.paused or self._continue_due:
             self._advance()
@@ -289,12 +278,3 @@ class Connection(asyncio.BufferedProtocol):
                 transport.abort()
         else:
             self._reader.check(now)
-
-
-def _drop(future: "asyncio.Future[object]") -> None:
-    """Gives back what a result borrows that nobody wants any more."""
-    if future.cancelled() or future.exception() is not None:
-        return
-    release = getattr(future.result(), "release", None)
-    if release is not None:
-        release()

@@ -22,7 +22,7 @@ from conch.messages import (
     TensorDescription,
     UnloadModel,
 )
-from frontends.inference import InferenceCall, InferenceResult, TensorInput
+from frontends.inference import InferenceCall, InferenceResult, Outcome, TensorInput
 from frontends.results import COPY_LIMIT_NBYTES
 from shm.arena import IDLE_S
 from tests.frontends.fakes import eventually, on_uvloop
@@ -104,13 +104,13 @@ class TestAnswers:
 
             task = asyncio.create_task(caller())
             request = await s.broker.request()
-            answered = s.requester._pending.response
+            finish = s.requester._pending.finish
 
             def answer_and_cancel(response: Response) -> Any:
                 asyncio.get_running_loop().call_soon(task.cancel)
-                return answered(response)
+                return finish(response)
 
-            s.requester._pending.response = answer_and_cancel  # type: ignore[method-assign]
+            s.requester._pending.finish = answer_and_cancel  # type: ignore[method-assign]
             await worker.answer(request)
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -156,6 +156,38 @@ class TestAnswers:
             with pytest.raises(InvalidArgument, match="cannot be passed on"):
                 await s.submit(simple_call(parameters={"a": 2**70}))
             assert s.requester.inflight == 0
+
+    @on_uvloop
+    async def test_asked_without_a_future(self, run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+        async with setup(run_dir) as s:
+            model = s.requester.models.lookup("simple")
+            outcomes: list[Outcome] = []
+
+            def break_down(outcome: Outcome) -> None:
+                outcomes.append(outcome)
+                raise RuntimeError("a bug")
+
+            callbacks = (break_down, outcomes.append, outcomes.append)
+            asked = [s.requester.ask(model, simple_call(), callback) for callback in callbacks]
+            asked[2].cancel()
+            requests = [await s.broker.request() for _ in callbacks]
+            worker = s.worker()
+            await worker.answer(*requests)
+            await eventually(lambda: len(outcomes) == 2)
+            assert all(isinstance(outcome, InferenceResult) for outcome in outcomes)
+            asked[0].cancel()
+            assert (worker.outstanding(), s.requester.inflight) == (0, 0)
+            assert "could not be handed on" in caplog.text
+            caplog.clear()  # the traceback holds on to memory
+
+    @on_uvloop
+    async def test_no_answer_comes_before_ask_returns(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            outcomes: list[Outcome] = []
+            s.requester.ask(s.requester.models.lookup("simple"), simple_call(parameters={"a": 2**70}), outcomes.append)
+            assert outcomes == []
+            await eventually(lambda: len(outcomes) == 1)
+            assert isinstance(outcomes[0], InvalidArgument)
 
     @pytest.mark.parametrize("segment", ["unknown", "past its end"])
     @on_uvloop

@@ -21,7 +21,7 @@ from conch.tensors import STORAGE_DTYPES
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
 from frontends.http.exchange import Application
-from frontends.inference import InferenceCall, InferenceResult, OutputTensor
+from frontends.inference import InferenceCall, InferenceResult, Outcome, OutputTensor
 from frontends.models import ModelTableView, ReadyModel
 from frontends.validation import validate
 
@@ -88,6 +88,22 @@ def table(server: str = "ready", extra: tuple[ModelEntry, ...] = ()) -> ModelTab
     return ModelTable(1, 1, server, (*entries, *extra))  # type: ignore[arg-type]
 
 
+class StubAsked:
+    def __init__(self, requester: "StubRequester", on_answer: Callable[[Outcome], None]) -> None:
+        self._requester = requester
+        self._on_answer: Callable[[Outcome], None] | None = on_answer
+
+    def cancel(self) -> None:
+        assert self._on_answer is not None
+        self._on_answer = None
+        self._requester.cancelled += 1
+
+    def answer(self, outcome: Outcome) -> None:
+        on_answer, self._on_answer = self._on_answer, None
+        if on_answer is not None:
+            on_answer(outcome)
+
+
 class StubRequester:
     """Answers like a requester: ``simple`` adds and subtracts, everything else echoes.
 
@@ -98,7 +114,7 @@ class StubRequester:
     def __init__(self) -> None:
         self.models = ModelTableView()
         self.models.update(table())
-        self.held: list[tuple[asyncio.Future[InferenceResult], InferenceResult]] = []
+        self.held: list[tuple[StubAsked, Outcome]] = []
         self.cancelled = 0
         self.borrowed = 0
         self.released = 0
@@ -107,29 +123,25 @@ class StubRequester:
         self.answers: list[Any] = []
         self.errors: dict[str, ConchError] = {}
 
-    def submit(self, model: ReadyModel, call: InferenceCall) -> "asyncio.Future[InferenceResult]":
+    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> "StubAsked":
         validate(model, call)
         self.submitted.append(call)
-        future: asyncio.Future[InferenceResult] = asyncio.get_running_loop().create_future()
+        asked = StubAsked(self, on_answer)
+        outcome: Outcome
         if model.name == "failing":
-            future.set_exception(self.errors[bytes(call.inputs[0].data)[4:].decode()])
-            return future
-        result = self._result(model, call)
-        if model.name == "held":
-            self.held.append((future, result))
-            future.add_done_callback(self._count_cancelled)
+            outcome = self.errors[bytes(call.inputs[0].data)[4:].decode()]
         else:
-            future.set_result(result)
-        return future
+            outcome = self._result(model, call)
+        if model.name == "held":
+            self.held.append((asked, outcome))
+        else:
+            asyncio.get_running_loop().call_soon(asked.answer, outcome)
+        return asked
 
     def finish_held(self) -> None:
         held, self.held = self.held, []
-        for future, result in held:
-            if not future.done():
-                future.set_result(result)
-
-    def _count_cancelled(self, future: "asyncio.Future[InferenceResult]") -> None:
-        self.cancelled += future.cancelled()
+        for asked, outcome in held:
+            asked.answer(outcome)
 
     def _result(self, model: ReadyModel, call: InferenceCall) -> InferenceResult:
         outputs = []

@@ -10,6 +10,8 @@ import select
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.seqpacket import MAX_MESSAGE_NBYTES, MessageTooLong, SeqpacketChannel, connect
 from conch.messages import (
@@ -37,6 +39,8 @@ SEGMENT_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 5.0
 #: a longer text would keep an error from fitting into one message
 _MOST_ERROR_CHARACTERS = 16_000
+#: what the encoder raises, for instance for a text that is not Unicode
+_UNENCODABLE = (OverflowError, TypeError, ValueError, msgspec.MsgspecError)
 #: batches between looks at what requesters have announced, while batches keep coming
 _LOOK_EVERY = 64
 
@@ -141,19 +145,19 @@ class Connections:
     # ----------------------------------------------------------------------------------------------------- outputs
 
     def send(self, requester: str, responses: Sequence[Response]) -> Sequence[Response]:
-        """Sends them in as few messages as they fit in. Returns those that could not be sent because the requester is
-        gone, after ending their leases."""
+        """Sends them in as few messages as they fit in; one that cannot be sent at all becomes an error. Returns those
+        whose requester is gone, after ending their leases."""
         try:
             if requester not in self._channels:
                 self._connect(requester)
             self._send(requester, Responses(tuple(responses)))
             return ()
-        except MessageTooLong:
+        except (MessageTooLong, *_UNENCODABLE) as error:
             if len(responses) > 1:
                 half = len(responses) // 2
                 return (*self.send(requester, responses[:half]), *self.send(requester, responses[half:]))
             self._take_back(responses)
-            return self.send(requester, (_shortened(responses[0]),))
+            return self.send(requester, (_sendable(responses[0], error),))
         except RequesterGone as error:
             logger.info("%s", error)
             self._take_back(responses)
@@ -239,12 +243,18 @@ def _announcement(segment: Segment) -> SegmentAdded:
     return SegmentAdded(segment.number, segment.nbytes, segment.lease_page)
 
 
-def _shortened(response: Response) -> Response:
-    """A response that fits into a message, whatever the model said."""
-    if response.error is None:
-        text = f"the response does not fit into a message of {MAX_MESSAGE_NBYTES} bytes"
-        return Response(response.id, response.attempt, response.index, response.final, error=Fault("ModelError", text))
-    text = response.error.message[:_MOST_ERROR_CHARACTERS] + " …"
-    return Response(
-        response.id, response.attempt, response.index, response.final, error=Fault(response.error.kind, text)
-    )
+def _sendable(response: Response, error: Exception) -> Response:
+    """An error that can be sent, whatever the model said, instead of a response that could not be, because of
+    ``error``."""
+    fault = response.error
+    if fault is not None:
+        text = fault.message.encode(errors="backslashreplace").decode()
+        if len(text) > _MOST_ERROR_CHARACTERS:
+            text = text[:_MOST_ERROR_CHARACTERS] + " …"
+        fault = Fault(fault.kind, text)
+    elif isinstance(error, MessageTooLong):
+        fault = Fault("ModelError", f"the response does not fit into a message of {MAX_MESSAGE_NBYTES} bytes")
+    else:
+        logger.error("a response cannot be put into a message: %s", error)
+        fault = Fault("ModelError", "the response cannot be put into a message")
+    return Response(response.id, response.attempt, response.index, response.final, error=fault)

@@ -112,7 +112,9 @@ class Worker:
             try:
                 loaded = self._load()
             except Exception as error:  # whatever a framework raises: it is the reason that the broker waits for
-                self._control.post(LoadFailed(self._spawn.worker, self._load_fault(error)))
+                fault = self._load_fault(error)
+                text = fault.message.encode(errors="backslashreplace").decode()  # or it could not be sent
+                self._control.post(LoadFailed(self._spawn.worker, Fault(fault.kind, text)))
                 return 1
             if loaded is not None:
                 backend, config = loaded

@@ -33,6 +33,8 @@ FAILURES = {
     "InferenceResponse([None])": "Output tensor for inference response should not be empty.",
     "InferenceResponse(Tensor('OUT', x))": "InferenceResponse expects a list of Tensor objects, got",
     "InferenceResponse(parameters={'a': [1]})": "Expect parameters values to have type bool/int/float/str, found type",
+    "InferenceResponse(parameters={'a': 2**64})": "of at most 64 bits, found 18446744073709551616",
+    r"raise ValueError('not \udcff UTF-8')": r"ValueError: not \udcff UTF-8",
     "request.exec()": "is not supported yet",
     "request.get_response_sender()": "is not supported yet",
     "pb_utils.MetricFamily(name='a', description='b', kind=pb_utils.MetricFamily.COUNTER)": "MetricFamily is not supp",
@@ -124,6 +126,10 @@ LOAD_FAILURES = {
     "initialize": (
         "class TritonPythonModel:\n    def initialize(self, args):\n        raise RuntimeError('not today')",
         "RuntimeError: not today\n\nAt:\n  initialize/1/model.py(3): initialize\n",
+    ),
+    "undecodable": (
+        r"raise ValueError('not \udcff UTF-8')",
+        "ValueError: not \\udcff UTF-8\n\nAt:\n  undecodable/1/model.py(1): <module>\n",
     ),
     "constructor": (
         "class TritonPythonModel:\n    def __init__(self):\n        raise RuntimeError('not today')",

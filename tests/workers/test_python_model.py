@@ -321,6 +321,37 @@ response = InferenceResponse([Tensor("OUT", x)])
     assert np.array_equal(stage.ask(worker, "reshaped", array), array)
 
 
+def test_parameters_of_a_response(stage: Stage) -> None:
+    """NumPy's scalars and enumerations are Python's types by inheritance only."""
+    code = model(
+        """
+import enum
+parameters = {"f": np.float64(0.5), "s": np.str_("text"), "b": True, "i": enum.IntEnum("E", "A").A, "n": -(2**63)}
+response = InferenceResponse([Tensor("OUT", x)], parameters=parameters)
+"""
+    )
+    worker = stage.ready(stage.model("parameters", code))
+    response = stage.infer(worker, "parameters", IN=ints(1))
+    assert response.error is None
+    assert response.parameters == {"f": 0.5, "s": "text", "b": True, "i": 1, "n": -(2**63)}
+    assert type(response.parameters["b"]) is bool
+
+
+def test_an_answer_that_cannot_be_encoded(stage: Stage) -> None:
+    code = model("response = InferenceResponse([Tensor('OUT', x)], parameters={'a': 'b' if x[0, 0] else '\\udcff'})")
+    worker = stage.ready(stage.model("unencodable", code))
+    requests = [stage.requester.request("unencodable", stage.requester.put("IN", ints(number))) for number in (1, 0, 2)]
+    batch = stage.send(worker, *requests)
+    answers = {}
+    for _ in requests:
+        response = stage.requester.response(worker)
+        answers[response.id] = response.error
+    first, second, third = [answers[request.id] for request in requests]
+    assert first is None and third is None
+    assert second is not None and second.message == "the response cannot be put into a message"
+    stage.done(batch)
+
+
 def test_an_asynchronous_model(stage: Stage) -> None:
     code = ECHO.replace("def execute", "async def execute").replace(
         "        return [", "        import asyncio\n        await asyncio.sleep(0.001)\n        return [", 1

@@ -3,6 +3,7 @@
 import logging
 import select
 import socket
+import time
 from collections.abc import Iterator
 
 from conch.channels import BadMessage, ChannelClosed
@@ -13,11 +14,15 @@ from conch.run_dir import RunDir
 
 logger = logging.getLogger("conch.broker.links")
 
+#: how long no connection is accepted after the system had no descriptor for one
+_ACCEPT_PAUSE_S = 0.1
+
 Channel = DataChannel[Batch, ToBrokerData]
 
 
 class DataLinks:
-    """``poll``: the broker's, where the listener and every connection are registered."""
+    """``poll``: the broker's, where the listener and every connection are registered. ``resume`` is to be called at
+    ``resume_at``, on the monotonic clock, unless that is None."""
 
     def __init__(self, run_dir: RunDir, poll: select.epoll) -> None:
         run_dir.broker_data_socket.unlink(missing_ok=True)  # a killed broker's; the lock says that it is dead
@@ -27,6 +32,7 @@ class DataLinks:
         self._channels: dict[int, Channel] = {}
         self._names: dict[int, str] = {}
         self._by_name: dict[str, Channel] = {}
+        self.resume_at: float | None = None
         poll.register(self._listener.fileno(), select.EPOLLIN)
 
     def send(self, worker: str, batch: Batch) -> bool:
@@ -84,9 +90,17 @@ class DataLinks:
             except BlockingIOError:
                 return
             except OSError as error:
-                logger.error("a data connection cannot be accepted: %s", error)
+                if self.resume_at is None:
+                    logger.error("a data connection cannot be accepted: %s", error)
+                    self._poll.unregister(self._listener.fileno())  # or it would be reported without end
+                    self.resume_at = time.monotonic() + _ACCEPT_PAUSE_S
                 return
             self._add(connection)
+
+    def resume(self) -> None:
+        """Accepts connections again."""
+        self.resume_at = None
+        self._poll.register(self._listener.fileno(), select.EPOLLIN)
 
     def _add(self, connection: socket.socket) -> None:
         channel: Channel = DataChannel(connection, ToBrokerData)

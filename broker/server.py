@@ -22,7 +22,7 @@ from broker.scheduling.dispatcher import Dispatcher
 from conch.channels import BadMessage
 from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import RouterChannel
-from conch.messages import Batch, Died, Fault, RequesterHello, ToBroker
+from conch.messages import Batch, Died, Fault, LauncherHello, RequesterHello, ToBroker
 from conch.process import StopSignals
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
@@ -134,8 +134,8 @@ class Server:
                 if received is None:
                     return
                 peer, message = received
-                if isinstance(message, (RequesterHello, Died)):
-                    # what the peer had sent on its data connection comes before this
+                if isinstance(message, (RequesterHello, Died, LauncherHello)):
+                    # what the peer, or whoever died, had sent on its data connection comes before this
                     for descriptor in self._links.descriptors():
                         self._hear(descriptor)
                 exchange.receive(peer, message, now)
@@ -150,8 +150,9 @@ class Server:
     def _wait(self, may_sleep: bool) -> None:
         now = time.monotonic()
         wakeup = self._exchange.next_wakeup(now)
-        if self._exit_by is not None and (wakeup is None or self._exit_by < wakeup):
-            wakeup = self._exit_by
+        for other in (self._exit_by, self._links.resume_at):
+            if other is not None and (wakeup is None or other < wakeup):
+                wakeup = other
         timeout_s = 0.0 if not may_sleep else None if wakeup is None else max(0.0, wakeup - now)
         for descriptor, _ in self._poll.poll(timeout_s):
             if descriptor == self._router:
@@ -169,6 +170,8 @@ class Server:
             now = time.monotonic()
             if wakeup <= now:
                 self._exchange.tick(now)
+                if self._links.resume_at is not None and self._links.resume_at <= now:
+                    self._links.resume()
 
     def _hear(self, descriptor: int) -> None:
         """Takes everything that has come on a data connection."""

@@ -36,7 +36,10 @@ class BrokerLink:
             return False
         self._channel = channel
         self._poll.register(channel.fileno(), select.POLLIN)
-        return self.send_nowait(DataLink(PROTOCOL_VERSION, self._worker))
+        if self.send_nowait(DataLink(PROTOCOL_VERSION, self._worker)):
+            return True
+        self.close()  # nothing else may come first
+        return False
 
     def send_nowait(self, message: DataLink | Ready | Done) -> bool:
         """False if there is no broker, or it does not read."""

@@ -1,4 +1,4 @@
-"""The hop between broker and worker that every batch takes: SOCK_SEQPACKET without descriptors.
+"""The data connections, on which requests reach the broker and batches the workers: SOCK_SEQPACKET, no descriptors.
 
 It was measured against ZeroMQ, whose threads cost more than the message (``docs/performance.md``).
 """

@@ -6,6 +6,7 @@ waiting ──► starting ──► loading ──► ready ──► (its work
 adopting: a worker of the former broker is listed by the launcher, but has not spoken to this broker yet
 """
 
+import re
 import signal
 from collections import deque
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +25,12 @@ FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 60.0
 #: of a worker's last line of output, as much as a reason may show
 _MAX_LINE = 300
+#: in what ``faulthandler`` writes, the innermost frame of the thread that crashed; its other lines say little
+_FAULT = re.compile(
+    r"^Current thread[^\n]*\(most recent call first\):\n"
+    r'  File "(?:[^"\n]*/)?(?P<file>[^"/\n]+)", line (?P<line>\d+) in (?P<function>[^\n]+)\n',
+    re.MULTILINE,
+)
 
 InstanceState = Literal["waiting", "starting", "loading", "adopting", "ready", "backed-off"]
 
@@ -96,13 +103,16 @@ class Instance:
 
 
 def describe_death(instance: str, exit_code: int | None, signal_number: int | None, output_tail: str) -> str:
-    """Why an instance's worker is gone, with the last line that it printed."""
+    """Why an instance's worker is gone: where Python's fault handler found it, or the last line that it printed."""
     if signal_number is not None:
         how = f"was killed by {signal_name(signal_number)}"
     elif exit_code is not None:
         how = f"exited with code {exit_code}"
     else:
         how = "is gone"
+    fault = _FAULT.search(output_tail)
+    if fault is not None:
+        return f"the worker of instance '{instance}' {how} in {fault['function']}, {fault['file']} line {fault['line']}"
     lines = [line.strip() for line in output_tail.splitlines() if line.strip()]
     said = f"; its last output: {lines[-1][-_MAX_LINE:]}" if lines else ""
     return f"the worker of instance '{instance}' {how}{said}"

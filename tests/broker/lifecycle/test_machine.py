@@ -111,6 +111,26 @@ def test_a_death_while_loading_names_signal_and_last_words() -> None:
     assert len(world.all_spawns) == 1
 
 
+def test_a_death_by_a_fault_names_where() -> None:
+    dump = (
+        "warming up\nFatal Python error: Aborted\n\n"
+        "Thread 0x00007fe6812fe6c0 (most recent call first):\n"
+        '  File "/opt/conch/workers/control.py", line 86 in run\n\n'
+        "Current thread 0x00007fe68abd9b80 (most recent call first):\n"
+        '  File "/srv/models/m/1/model.py", line 16 in execute\n'
+        '  File "/opt/conch/workers/backends/python.py", line 167 in _call\n\n'
+        "Extension modules: msgspec._core, numpy.linalg._umath_linalg (total: 2)\n"
+    )
+    world = World([snapshot()], control_mode="none").start()
+    world.happen()
+    world.die(world.alive[0], signal=6, tail=dump)
+    world.settle()
+    assert world.entry().reason == (
+        "Internal: the worker of instance 'm_0_0' was killed by SIGABRT in execute, model.py line 16 "
+        "(while the model was being loaded)"
+    )
+
+
 def test_a_worker_that_does_not_get_ready_in_time_is_killed() -> None:
     world = World([snapshot()], control_mode="none", load_timeout_s=20.0).start()
     world.happen()

@@ -1,6 +1,6 @@
 """Exports EfficientNet-Lite0, trained on ImageNet, to ONNX and makes a model folder of it.
 
-    pip install 'conch[examples]'
+    pip install '.[examples]'
     python export_model.py DIRECTORY
 
 writes
@@ -54,7 +54,7 @@ def imagenet_labels() -> list[str]:
     built for another variant of torch (CPU, CUDA), and nothing else of it is needed."""
     package = importlib.util.find_spec("torchvision")
     if package is None or package.origin is None:
-        raise SystemExit("The names of the classes come in the package 'torchvision': pip install 'conch[examples]'")
+        raise SystemExit("The names of the classes come in the package 'torchvision': pip install '.[examples]'")
     labels: list[str] = runpy.run_path(str(Path(package.origin).parent / "models" / "_meta.py"))["_IMAGENET_CATEGORIES"]
     return labels
 

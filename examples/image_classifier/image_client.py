@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy
 import tritonclient.http
+import tritonclient.utils
 from PIL import Image
 
 # How pixels of 0 to 255 become what the network was trained on. EfficientNet-Lite uses INCEPTION's scale.
@@ -96,4 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, tritonclient.utils.InferenceServerException) as error:
+        raise SystemExit(f"image_client: {error}") from error

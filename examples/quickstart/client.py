@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy
 import tritonclient.http
+import tritonclient.utils
 
 MODEL_NAME = "file_type"
 CLASSES_SHOWN = 3
@@ -99,4 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, tritonclient.utils.InferenceServerException) as error:
+        raise SystemExit(f"client: {error}") from error

@@ -57,17 +57,36 @@ class RunDir:
     def create(self) -> None:
         """Makes the directory and its folders with mode 0700. Idempotent.
 
-        Raises ``Internal`` if the path is too long for sockets, or belongs to somebody else.
+        Raises ``Internal`` if the path is too long for sockets, cannot be made, belongs to somebody else or holds
+        something else.
         """
         if len(os.fsencode(self.path)) > MAX_RUN_DIR_NBYTES:
             raise Internal(
                 f"the run directory's path has {len(os.fsencode(self.path))} bytes, sockets below it allow at most "
                 f"{MAX_RUN_DIR_NBYTES}; choose a shorter one with --run-dir"
             )
+        self._refuse_a_shared_folder()
         for folder in (self.path, self.requesters, self.workers, self.logs, self.model_logs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise Internal(
+                    f"cannot make the run directory {self.path} ({error.strerror}); choose another one with --run-dir"
+                ) from error
         found = self.path.stat()
         if found.st_uid != os.geteuid():
             raise Internal("the run directory belongs to another user; choose another one with --run-dir")
         if stat.S_IMODE(found.st_mode) & 0o077:
             self.path.chmod(0o700)
+
+    def _refuse_a_shared_folder(self) -> None:
+        """``--run-dir=/tmp`` must not close /tmp to everybody else."""
+        try:
+            open_to_others = stat.S_IMODE(self.path.stat().st_mode) & 0o077
+            if open_to_others and not self.logs.exists() and any(self.path.iterdir()):
+                raise Internal(
+                    f"the run directory {self.path} holds other files and is open to other users; "
+                    "choose an empty or a new one with --run-dir"
+                )
+        except OSError:
+            pass  # not there yet; or making it says what is wrong

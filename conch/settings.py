@@ -107,7 +107,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for i, (endpoint, address, port) in enumerate(endpoints):
             for other, other_address, other_port in endpoints[:i]:
                 if (address, port) == (other_address, other_port):
-                    raise InvalidArgument(f"--{other}-port and --{endpoint}-port are both {port}; they must differ")
+                    raise InvalidArgument(
+                        f"--{other}-port and --{endpoint}-port are both {port}; "
+                        f"they must differ, unless there is --allow-{endpoint}=false"
+                    )
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InvalidArgument(f"--{flag_name(name)} must be at least {least}, not {getattr(self, name)}")

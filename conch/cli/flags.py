@@ -4,6 +4,7 @@ Names and meanings are ``tritonserver``'s. A flag that Conch knows but does not 
 that says so, so that an existing command line starts; a flag that nobody knows is an error with the nearest match.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -164,7 +165,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Parsed:
         if argument in ("--help", "-h"):
             raise HelpWanted
         if not argument.startswith("--"):
-            raise InvalidArgument(f"unexpected argument '{argument}'{_hint(argument)}; flags begin with --")
+            raise InvalidArgument(f"unexpected argument '{argument}'{_hint_bare(argument)}")
         name, equals, text = argument[2:].partition("=")
         flag = BY_NAME.get(name) or BY_NAME.get(name.replace("_", "-"))
         if flag is None:
@@ -178,6 +179,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Parsed:
                 raise InvalidArgument(f"--{flag.name} needs a value")
         _take(flag, f"--{flag.name}", text, given, warnings)
     values.update(given)
+    # the same one twice counts once, as in Triton
+    values["model_repository"] = tuple(dict.fromkeys(values.get("model_repository", ())))
     settings = Settings.from_environ({**_plain(environ), **Settings(**values).to_environ()})
     return Parsed(settings, tuple(warnings))
 
@@ -221,6 +224,12 @@ def _hint(name: str) -> str:
 
     nearest = difflib.get_close_matches(name.lstrip("-").replace("_", "-").lower(), BY_NAME, 1)
     return f"; did you mean --{nearest[0]}?" if nearest else "; 'conch serve --help' lists them"
+
+
+def _hint_bare(argument: str) -> str:
+    if os.path.isdir(argument):
+        return f"; did you mean --model-repository={argument}?"
+    return _hint(argument) if argument.startswith("-") else "; flags begin with --"
 
 
 def _hint_variable(variable: str, by_variable: Mapping[str, Flag]) -> str:

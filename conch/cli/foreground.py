@@ -130,7 +130,12 @@ class Foreground:
             print("\n" + model_table(touched), file=sys.stderr)
         if failed and self._settings.exit_on_error:
             logger.error("creating server: Internal - failed to load all models")
+            if len(failed) < len(table.models):
+                logger.error("--exit-on-error=false would serve the models that have loaded")
             return False
+        if not table.models and self._settings.model_control_mode == "none":
+            repositories = ", ".join(self._settings.model_repository)
+            logger.warning("there is no model in %s; a model is a folder in there, see README.md", repositories)
         if not self._settings.allow_http:
             return True
         while not self._http_answers():

@@ -29,6 +29,8 @@ def main() -> int:
         case ["--help" | "-h" | "help"]:
             print(USAGE, end="")
             return 0
+        case [unknown]:
+            print(f"conch: unknown command '{unknown}'\n", file=sys.stderr)
     print(USAGE, end="", file=sys.stderr)
     return 2
 

@@ -4,6 +4,7 @@ Exit codes: 0 after a graceful stop; 1 for wrong flags, a repository or port tha
 already, a model that fails to load (with ``--exit-on-error``), a stop that ran out of time, a supervisord that died.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -41,6 +42,7 @@ def serve(arguments: Sequence[str]) -> int:
         logger.warning("%s", warning)
     try:
         check_repositories(settings)
+        warn_of_models_as_repositories(settings)
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
         lock = _take(run_dir, settings)
@@ -63,7 +65,7 @@ def serve(arguments: Sequence[str]) -> int:
 def check_repositories(settings: Settings) -> None:
     """Raises ``CannotServe`` if there is none, or one that is not a readable folder."""
     if not settings.model_repository:
-        raise CannotServe("--model-repository must be specified")
+        raise CannotServe("--model-repository must be specified: a folder that holds a folder per model")
     for path in settings.model_repository:
         if not os.path.isdir(path):
             raise CannotServe(
@@ -71,6 +73,14 @@ def check_repositories(settings: Settings) -> None:
             )
         if not os.access(path, os.R_OK | os.X_OK):
             raise CannotServe(f"model repository '{path}' cannot be read")
+
+
+def warn_of_models_as_repositories(settings: Settings) -> None:
+    """A slip that would only show as a model named ``1`` that cannot be read."""
+    for path in settings.model_repository:
+        if os.path.isfile(os.path.join(path, "config.pbtxt")):
+            parent = os.path.dirname(os.path.abspath(path))
+            logger.warning("'%s' looks like a model; the repository would be the folder around it, '%s'", path, parent)
 
 
 def _take(run_dir: RunDir, settings: Settings) -> Lock:
@@ -105,4 +115,5 @@ def probe_port(settings: Settings) -> None:
             except OSError as error:
                 others = [server for server in running_servers() if server.http_port == port]
                 holder = f": a server runs there already ({others[0].description})" if others else ""
-                raise CannotServe(f"cannot listen on {address}:{port}{holder} ({error.strerror})") from error
+                advice = "; choose another --http-port" if error.errno == errno.EADDRINUSE else ""
+                raise CannotServe(f"cannot listen on {address}:{port}{holder} ({error.strerror}){advice}") from error

@@ -18,6 +18,7 @@ from supervisor import events
 from supervisor.datatypes import RestartUnconditionally
 from supervisor.medusa import asyncore_25 as asyncore
 
+from conch.cli.flags import environment, parse
 from conch.cli.running import describe
 from conch.errors import ConchError
 from conch.process import LockHeld, hold_lock, stop_with_parent
@@ -37,10 +38,9 @@ def _prepare() -> Settings:
     # the programs run with the interpreter that runs supervisord, whether or not its environment is activated
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath)
     try:
-        settings = Settings.from_environ()
+        settings = _settings_for_programs()
         if not settings.model_repository:
             raise SystemExit("conch: CONCH_MODEL_REPOSITORY must name a folder of models")
-        _die_with_serve()
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
         _hold_lock(settings)
@@ -53,19 +53,38 @@ def _prepare() -> Settings:
     return settings
 
 
+def _settings_for_programs() -> Settings:
+    """The environment means here what it means to ``conch serve``: old names count, and what has no effect is said.
+    Programs read the settings themselves and nothing else, so they get those."""
+    started_by_serve = _die_with_serve()
+    parsed = parse((), os.environ)
+    if not started_by_serve:  # which has said it
+        for warning in parsed.warnings:
+            print(f"conch: {warning}", file=sys.stderr)
+        for path in parsed.settings.model_repository:
+            if not os.path.isdir(path):
+                print(f"conch: model repository '{path}' is no folder; waiting until it is one", file=sys.stderr)
+    wanted = environment(parsed.settings, os.environ)
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
+    return parsed.settings
+
+
 def _hold_lock(settings: Settings, again: bool = False) -> None:
     lock = hold_lock(RunDir(settings.run_dir).supervisor_lock, describe(settings), again)
     # the kernel lets go of it in any case; this leaves no text behind
     atexit.register(lock.release)
 
 
-def _die_with_serve() -> None:
-    """If ``conch serve`` started us and is killed, stop everything in order."""
+def _die_with_serve() -> bool:
+    """If ``conch serve`` started us and is killed, stop everything in order. True if it did."""
     serve_pid = os.environ.pop("CONCH_SERVE_PID", "")
     if serve_pid:
         stop_with_parent()
         if str(os.getppid()) != serve_pid:
             raise SystemExit("conch: conch serve is gone")
+    return bool(serve_pid)
 
 
 class Waker:
@@ -113,7 +132,8 @@ class Interface:
     """The RPC namespace ``conch`` on supervisord's socket, and the pace of restarts: at once for a process that had run
     for a while, after a rest for one that had just started, for ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Any) -> None:
+        self._log = log
         self._waker = Waker(self._end_rests)
         self._starts: dict[str, int] = {}
         self._last_exit: dict[str, str] = {}
@@ -137,6 +157,8 @@ class Interface:
         if time.time() - process.laststart >= _STABLE_SECONDS:
             self._waker.wake()
         elif process.config.autorestart is RestartUnconditionally:
+            name, path = process.config.name, process.config.stdout_logfile
+            self._log.warn(f"{name} ended just after its start; the reason is in {path}")
             process.config.autorestart = False
             self._resting.append((time.monotonic() + _REST_SECONDS, process))
 
@@ -170,7 +192,7 @@ def make(supervisord: Any, **_options: str) -> Interface:
             process.config.stopwaitsecs = max(process.config.stopwaitsecs, stop_wait)
             if process.config.name == "http":
                 process.config.autostart = _settings.allow_http
-    _interface = Interface()
+    _interface = Interface(supervisord.options.logger)
     return _interface
 
 

@@ -58,6 +58,11 @@ def test_repeatable_flags_add_up_under_both_names() -> None:
     assert settings.model_repository == ("/a", "/b")
 
 
+def test_the_same_repository_twice_counts_once() -> None:
+    settings = settings_of("--model-repository=/a", "--model-repository=/b", "--model-repository=/a")
+    assert settings.model_repository == ("/a", "/b")
+
+
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("false", False), ("0", False)])
 def test_booleans(text: str, value: bool) -> None:
     assert settings_of(f"--strict-readiness={text}").strict_readiness is value
@@ -79,7 +84,10 @@ def test_strict_model_config_is_the_old_spelling() -> None:
         ("--http-prt=1", "unknown flag --http-prt; did you mean --http-port?"),
         ("--modelrepository=/a", "did you mean --model-repository?"),
         ("--completely-else", "conch serve --help"),
-        ("/models", "unexpected argument '/models'"),
+        ("/models", "unexpected argument '/models'; flags begin with --"),
+        ("/", "unexpected argument '/'; did you mean --model-repository=/?"),
+        ("-http-port=1", "unexpected argument '-http-port=1'; did you mean --http-port?"),
+        ("--http-port=8002", "they must differ, unless there is --allow-metrics=false"),
         ("--http-port", "--http-port needs a value"),
         ("--http-port=x", "--http-port must be a whole number, not 'x'"),
         ("--grpc-port=x", "--grpc-port must be a whole number"),

@@ -109,6 +109,29 @@ def test_a_run_directory_whose_path_is_too_long(run: Run, repository: Path, run_
     assert "choose a shorter one with --run-dir" in done.stderr
 
 
+def test_a_run_directory_that_cannot_be_made(run: Run, repository: Path, run_dir: Path) -> None:
+    done = run("serve", *flags_for(repository, Path("/proc/conch"), free_port()))
+    assert done.returncode == 1
+    assert "cannot make the run directory /proc/conch" in done.stderr
+
+
+def test_a_run_directory_that_others_use_is_left_alone(run: Run, repository: Path, run_dir: Path) -> None:
+    shared = run_dir / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "a").touch()
+    done = run("serve", *flags_for(repository, shared, free_port()))
+    assert done.returncode == 1
+    assert "holds other files and is open to other users" in done.stderr
+    assert shared.stat().st_mode & 0o777 == 0o777 and os.listdir(shared) == ["a"]
+
+
+def test_an_unknown_command(run: Run) -> None:
+    done = run("srve")
+    assert done.returncode == 2
+    assert "unknown command 'srve'" in done.stderr and "usage: conch serve" in done.stderr
+
+
 # ------------------------------------------------------------------------------------------------- a server's life
 
 
@@ -157,6 +180,17 @@ def test_a_model_that_fails_stops_the_server(repository: Path, run_dir: Path) ->
         server.kill_everything()
     assert "UNAVAILABLE" in server.output and "out of order" in server.output
     assert "failed to load all models" in server.output
+    assert "--exit-on-error=false would serve the models that have loaded" in server.output
+
+
+def test_a_model_in_the_place_of_its_repository(repository: Path, run_dir: Path) -> None:
+    with serving([repository / "simple"], run_dir, "--exit-on-error=false") as server:
+        assert "looks like a model; the repository would be the folder around it" in server.output
+
+
+def test_a_repository_without_models(run_dir: Path, tmp_path: Path) -> None:
+    with serving([tmp_path], run_dir) as server:
+        assert f"there is no model in {tmp_path}" in server.output
 
 
 def test_unless_exit_on_error_is_off(repository: Path, run_dir: Path) -> None:
@@ -325,6 +359,39 @@ def test_supervisord_says_what_is_missing(run_dir: Path) -> None:
     )
     assert done.returncode != 0
     assert "CONCH_MODEL_REPOSITORY must name a folder of models" in done.stderr
+
+
+def test_supervisord_takes_every_flag_and_says_what_is_wrong(repository: Path, run_dir: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(REPOSITORY_ROOT / "supervisord.conf")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY_ROOT),
+            "CONCH_MODEL_STORE": str(repository / "nowhere"),
+            "CONCH_RUN_DIR": str(run_dir),
+            "CONCH_HTTP_PORT": str(port),
+            "CONCH_HTTP_PRT": "1",
+            "CONCH_GRPC_PORT": "8001",
+        },
+    )
+    server = Server([repository], run_dir, http_port=port, process=process)
+    try:
+        server.read_output(time.monotonic() + 15, "the reason is in")
+        shown = server.output
+        assert "did you mean CONCH_HTTP_PORT?" in shown
+        assert "CONCH_GRPC_PORT is accepted but has no effect yet" in shown
+        assert f"'{repository / 'nowhere'}' is no folder" in shown
+        assert "broker ended just after its start; the reason is in" in shown
+        (repository / "nowhere").mkdir()
+        deadline = time.monotonic() + 15
+        while not server.ready():
+            assert time.monotonic() < deadline, server.report()
+            time.sleep(0.02)
+    finally:
+        server.kill_everything()
 
 
 # ------------------------------------------------------------------------------------------------------------ status

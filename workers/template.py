@@ -64,7 +64,6 @@ def main() -> None:
             _assert_single_threaded()
             _fork_and_wait(_fork_worker, spawn, settings, launcher)
         except (OSError, RuntimeError) as error:
-            logger.error("cannot fork a worker for %s: %s", spawn.instance_name, error)
             _report_failure(launcher, spawn, error)
 
 
@@ -112,7 +111,9 @@ def _fork_worker(spawn: Spawn, settings: Settings, launcher: socket.socket) -> N
 
 
 def _report_failure(launcher: socket.socket, spawn: Spawn, error: Exception) -> None:
-    fault = Fault("Internal", f"cannot start a process for '{spawn.instance_name}': {error}")
+    logger.error("cannot start a process for %s: %s", spawn.instance_name, error)
+    reason = error.strerror if isinstance(error, OSError) else error  # without a path: clients read it
+    fault = Fault("Internal", f"cannot start a process for '{spawn.instance_name}': {reason}")
     launcher.send(_encode(SpawnFailed(spawn.worker, fault)))
 
 

@@ -260,6 +260,15 @@ def test_a_configuration_that_is_too_long(stage: Stage) -> None:
     assert "its configuration is too long" in failed.fault.message
 
 
+def test_a_reason_why_no_worker_starts_holds_no_path(stage: Stage) -> None:
+    """Clients read it in the repository's index."""
+    config = stage.model("unlogged", ECHO)
+    (stage.run_dir.model_logs / "unlogged.log").mkdir(parents=True)
+    stage.spawn(config)
+    message = stage.broker.expect(SpawnFailed).fault.message
+    assert message == "cannot start a process for 'unlogged_0_0': Is a directory"
+
+
 def test_stop_without_a_broker_drains_the_workers(stage: Stage) -> None:
     code = model("response = InferenceResponse([Tensor('OUT', x)])") + (
         "    def finalize(self):\n        print('finalized')\n"

@@ -1,7 +1,6 @@
 """What a protocol hands to the requester and what it gets back: one inference, free of any protocol."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
@@ -37,7 +36,7 @@ class InferenceCall(msgspec.Struct):
     deadline: float | None = None
 
 
-class OutputTensor(NamedTuple):
+class OutputTensor(msgspec.Struct, frozen=True, gc=False):
     """``data`` is the wire form, as in ``TensorInput``: ``bytes`` when it was copied, otherwise a view of a worker's
     memory that is valid until ``InferenceResult.release``."""
 

@@ -58,6 +58,12 @@ class State(IntEnum):
     GONE = 3
 
 
+# a member of an enumeration is slow to look up
+_HELD = State.HELD
+_SUBMITTED = State.SUBMITTED
+_GONE = State.GONE
+
+
 class Entry:
     """One request. ``owner`` belongs to the shell (its future, its arena block)."""
 
@@ -67,7 +73,7 @@ class Entry:
         self.request = request
         self.idempotent = idempotent
         self.owner = owner
-        self.state = State.HELD
+        self.state = _HELD
         self.responded = False
         self.losses = 0
         self.held_until = 0.0
@@ -169,7 +175,7 @@ class Pending:
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.id))
         if self._welcome:
-            entry.state = State.SUBMITTED
+            entry.state = _SUBMITTED
             return True
         self._hold(entry, now)
         return False
@@ -201,14 +207,14 @@ class Pending:
         entry = entries.get(response.id)
         if (
             entry is None
-            or entry.state is not State.SUBMITTED
+            or entry.state is not _SUBMITTED
             or entry.request.attempt != response.attempt
             or not response.final
             or response.inputs_held
         ):
             return None
         del entries[response.id]
-        entry.state = State.GONE
+        entry.state = _GONE
         return entry
 
     def response(self, response: Response) -> list[Instruction]:

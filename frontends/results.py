@@ -14,26 +14,25 @@ COPY_LIMIT_NBYTES = 64 * 1024
 def make_result(request: Request, response: Response, mappings: Mappings) -> InferenceResult:
     """The answer to ``request``, with the mappings of the worker that gave it. Raises ``BadReference``; the lease has
     not been given back then."""
-    views = []
+    descriptions = response.outputs
     total_nbytes = 0
-    for description in response.outputs:
-        reference = description.reference
-        if not isinstance(reference, Block):
-            raise BadReference(f"a {type(reference).__name__} in an output")
-        views.append(mappings.view(reference))
-        total_nbytes += reference.nbytes
+    for description in descriptions:
+        total_nbytes += description.reference.nbytes
     lease = response.lease
-    if lease is None or total_nbytes > COPY_LIMIT_NBYTES:
-        outputs = [
-            OutputTensor(description.name, description.datatype, description.shape, view)
-            for description, view in zip(response.outputs, views, strict=True)
-        ]
-        give_back = None if lease is None else partial(mappings.give_back, lease)
-    else:
-        outputs = [
-            OutputTensor(description.name, description.datatype, description.shape, bytes(view))
-            for description, view in zip(response.outputs, views, strict=True)
-        ]
-        give_back = None
-        mappings.give_back(lease)
+    copies = lease is not None and total_nbytes <= COPY_LIMIT_NBYTES
+    outputs = []
+    for description in descriptions:
+        reference = description.reference
+        if type(reference) is not Block:
+            raise BadReference(f"a {type(reference).__name__} in an output")
+        data: bytes | memoryview = mappings.view(reference)
+        if copies:
+            data = bytes(data)
+        outputs.append(OutputTensor(description.name, description.datatype, description.shape, data))
+    give_back = None
+    if lease is not None:
+        if copies:
+            mappings.give_back(lease)
+        else:
+            give_back = partial(mappings.give_back, lease)
     return InferenceResult(request.model, request.version, request.client_id, response.parameters, outputs, give_back)

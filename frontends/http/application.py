@@ -20,6 +20,8 @@ logger = logging.getLogger("conch.frontends.http.application")
 
 Handler = Callable[[Request, Match], Reply | Pending]
 
+#: a member of an enumeration is slow to look up, and to hash
+_INFER: Final = Endpoint.INFER
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
 _DECOUPLED: Final = "HTTP end point doesn't support models with decoupled transaction policy"
@@ -64,11 +66,8 @@ class HttpApplication:
         self._verbose = logger.isEnabledFor(logging.DEBUG)
         endpoints = Endpoints(requester, server_id, strict_readiness, max_input_nbytes)
         self._handlers: dict[Endpoint, Handler] = {
-            endpoint: getattr(endpoints, endpoint.name.lower())
-            for endpoint in Endpoint
-            if endpoint is not Endpoint.INFER
+            endpoint: getattr(endpoints, endpoint.name.lower()) for endpoint in Endpoint if endpoint is not _INFER
         }
-        self._handlers[Endpoint.INFER] = self._infer
 
     def answer(self, request: Request) -> Reply | Pending:
         if self._verbose:
@@ -79,6 +78,8 @@ class HttpApplication:
         if request.method != match.method:
             return _not_allowed(match)
         try:
+            if match.endpoint is _INFER:
+                return self._infer(request, match)
             return self._handlers[match.endpoint](request, match)
         except ConchError as error:
             return reply_to(error)
@@ -91,11 +92,11 @@ class HttpApplication:
             return _not_allowed(match)
         length = request.fields.get(_HEADER_LENGTH)
         try:
-            if match.endpoint is Endpoint.INFER and nbytes > MAX_32:
+            if match.endpoint is _INFER and nbytes > MAX_32:
                 raise InvalidArgument(
                     f"Unable to parse Content-Length, value is out of range [ {-MAX_32 - 1}, {MAX_32} ], got: {nbytes}"
                 )
-            if match.endpoint is not Endpoint.INFER or length is None:
+            if match.endpoint is not _INFER or length is None:
                 if nbytes > self._max_input_nbytes:
                     raise too_large(nbytes, self._max_input_nbytes)
             elif request.content_length is not None and _ENCODING not in request.fields:

@@ -105,6 +105,9 @@ class Connection(asyncio.BufferedProtocol):
     # ---------------------------------------------------------------------------------------------- from the reader
 
     def take(self, request: Request) -> None:
+        if self._current is None and self._writable and not self._queue and self._transport is not None:
+            self._answer(request)  # the usual case
+            return
         self._queue.append(request)
         if self._current is None:
             self._advance()

@@ -72,7 +72,9 @@ class RequestReader:
         "_chunks",
         "_engine",
         "_fields",
+        "_header_count",
         "_in_chunk",
+        "_line_nbytes",
         "_parser",
         "_received",
         "_request",
@@ -89,6 +91,8 @@ class RequestReader:
     def __init__(self, engine: "Engine", sink: Sink) -> None:
         self._engine = engine
         self._sink = sink
+        self._line_nbytes = engine.limits.line_nbytes
+        self._header_count = engine.limits.header_count
         self._parser: HttpRequestParser | None = HttpRequestParser(self)
         self.phase = IDLE
         self.since = engine.now
@@ -183,7 +187,7 @@ class RequestReader:
                 start += taken
                 self._received_directly(taken)
                 continue
-            piece = data[start : start + _SLICE_NBYTES]
+            piece = data if len(data) <= _SLICE_NBYTES and not start else data[start : start + _SLICE_NBYTES]
             start += len(piece)
             try:
                 assert self._parser is not None
@@ -203,7 +207,8 @@ class RequestReader:
                     logger.debug("malformed request: %s", error)
                     self.refuse(error_reply(400, "malformed HTTP request"))
             else:
-                self._check_slice(len(piece))
+                if self.phase != IDLE:
+                    self._check_slice(len(piece))
 
     def _check_slice(self, nbytes: int) -> None:
         """Limits on what the parser or the body's buffer pile up, checked once per slice."""
@@ -228,18 +233,17 @@ class RequestReader:
 
     def on_url(self, url: bytes) -> None:
         self._target = target = self._target + url
-        if len(target) > self._engine.limits.line_nbytes:
+        if len(target) > self._line_nbytes:
             raise _Refused(error_reply(414, "request target is too long"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        limits = self._engine.limits
-        if len(name) + len(value) > limits.line_nbytes:
+        if len(name) + len(value) > self._line_nbytes:
             raise _Refused(error_reply(431, "a request header is too large"))
         if self.phase == BODY:
             return  # a trailer: not kept; _check_slice bounds them
         fields = self._fields
         fields[name.lower()] = value
-        if len(fields) > limits.header_count:
+        if len(fields) > self._header_count:
             raise _Refused(error_reply(431, "too many request headers"))
 
     def on_headers_complete(self) -> None:

@@ -169,12 +169,15 @@ def _take_input(
     data = binary = region = _ABSENT
     if type(entry) is dict:
         data = entry.get("data", _ABSENT)
-        parameters = entry.get("parameters", _NO_PARAMETERS)
-        if type(parameters) is dict and parameters:
-            binary = parameters.get("binary_data_size", _ABSENT)
-            region = parameters.get("shared_memory_region", _ABSENT)
-    if (data is not _ABSENT) + (binary is not _ABSENT) + (region is not _ABSENT) != 1:
-        raise _wrong_sources(data is not _ABSENT, binary is not _ABSENT, region is not _ABSENT)
+        if "parameters" in entry:
+            parameters = entry["parameters"]
+            if type(parameters) is dict:
+                binary = parameters.get("binary_data_size", _ABSENT)
+                region = parameters.get("shared_memory_region", _ABSENT)
+    if data is _ABSENT or binary is not _ABSENT or region is not _ABSENT:
+        sources = (data is not _ABSENT, binary is not _ABSENT, region is not _ABSENT)
+        if sum(sources) != 1:
+            raise _wrong_sources(*sources)
     name, datatype, dims = entry.get("name"), entry.get("datatype"), entry.get("shape")
     if type(name) is not str or type(datatype) is not str or type(dims) is not list:
         raise _wrong_member(entry)

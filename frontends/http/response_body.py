@@ -1,6 +1,6 @@
 """The body of an inference response: JSON, and blobs for the outputs that the client wants as such."""
 
-import math
+from math import prod
 from typing import Any, Final
 
 import orjson
@@ -23,23 +23,23 @@ def encode(result: InferenceResult, formats: OutputFormats, model: ReadyModel) -
     been released when this returns. Raises ``ConchError`` for an output that cannot be shown as asked."""
     blobs: list[bytes | memoryview] = []
     outputs: list[dict[str, Any]] = []
-    listed = formats.listed
+    default, listed = formats
     for output in result.outputs:
-        wanted = listed.get(output.name, formats.default) if listed else formats.default
+        wanted = listed.get(output.name, default) if listed else default
         if wanted.classes:
             labels = model.labels.get(output.name, ())
             output = classify(output, wanted.classes, model.max_batch_size > 0, labels)
-        name, datatype, shape, data = output
+        name, shape, data = output.name, output.shape, output.data
         if wanted.binary:
             nbytes = len(data)
             outputs.append(
-                {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": nbytes}}
+                {"name": name, "datatype": output.datatype, "shape": shape, "parameters": {"binary_data_size": nbytes}}
             )
             if nbytes:
                 blobs.append(data)
             continue
-        values = from_wire(name, datatype, data, math.prod(shape))
-        outputs.append({"name": name, "datatype": datatype, "shape": shape, "data": values})
+        values = from_wire(name, output.datatype, data, prod(shape))
+        outputs.append({"name": name, "datatype": output.datatype, "shape": shape, "data": values})
     head: dict[str, Any] = {"id": result.client_id} if result.client_id else {}
     head["model_name"] = result.model_name
     head["model_version"] = str(result.model_version)

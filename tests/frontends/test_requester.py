@@ -51,7 +51,7 @@ class TestAnswers:
             result = await future
             assert (result.model_name, result.model_version, result.client_id) == ("simple", 1, "mine")
             assert result.parameters == {"took": 5}
-            assert [output[:3] for output in result.outputs] == [
+            assert [(output.name, output.datatype, output.shape) for output in result.outputs] == [
                 ("OUTPUT0", "INT32", (1, 16)),
                 ("OUTPUT1", "INT32", (1, 16)),
             ]

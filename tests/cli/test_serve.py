@@ -390,6 +390,7 @@ def test_supervisord_takes_every_flag_and_says_what_is_wrong(repository: Path, r
         while not server.ready():
             assert time.monotonic() < deadline, server.report()
             time.sleep(0.02)
+        assert server.stop() == 0
     finally:
         server.kill_everything()
 

@@ -235,6 +235,13 @@ class Exchange:
         else:
             self._dispatcher.cancel(name, message.id, now)
 
+    def data_broken(self, name: str) -> None:
+        """This peer's data connection was dropped with what may have been on it. A requester says HELLO again; of a
+        worker nobody knows any more what it holds, so it is ended, and what it held comes back as lost."""
+        if name in self._workers and self._launcher is not None:
+            logger.error("worker %s sent what cannot be read, and is ended", name)
+            self._tell(self._launcher[0], Kill(name))
+
     def _unwelcome(self, peer: bytes) -> None:
         """Workers and the launcher are not told: their HELLO comes by itself, and must come once."""
         self._outlet.send(peer, Unwelcome(self.epoch))
@@ -271,7 +278,8 @@ class Exchange:
         self._backlog.pop(peer, None)
         self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
         self._tell(peer, self._table())
-        self._dispatcher.requester_hello(hello.requester, hello.awaited)
+        last_loss = hello.last_loss if hello.epoch == self.epoch else 0
+        self._dispatcher.requester_hello(hello.requester, hello.awaited, last_loss)
         if not self._outlet.watch(peer, hello.pid):
             self.gone(peer, now)
 

@@ -4,7 +4,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.data import DataChannel
@@ -33,6 +33,8 @@ class DataLinks:
         self._names: dict[int, str] = {}
         self._by_name: dict[str, Channel] = {}
         self.resume_at: float | None = None
+        #: called with the id of a peer whose connection is dropped because of what it sent
+        self.on_broken: Callable[[str], None] | None = None
         poll.register(self._listener.fileno(), select.EPOLLIN)
 
     def send(self, worker: str, batch: Batch) -> bool:
@@ -69,7 +71,10 @@ class DataLinks:
                 return
             except BadMessage as error:
                 logger.error("dropped a data connection: %s", error)
+                name = self._names.get(descriptor)
                 self._drop(descriptor)
+                if name is not None and self.on_broken is not None:
+                    self.on_broken(name)
                 return
 
     def descriptors(self) -> list[int]:

@@ -134,6 +134,8 @@ class Pending:
         self._connected = False
         self._welcome = False
         self._closed = False
+        self._epoch = 0
+        self._last_loss = 0
         self._said_hello_at = now
         self._outage_since = now
 
@@ -265,6 +267,7 @@ class Pending:
     def lost(self, message: Lost, now: float) -> list[Instruction]:
         """To be called after everything that the dead worker had sent was given to ``response``; what all workers had
         sent, if the message names none."""
+        self._last_loss = message.number
         instructions: list[Instruction] = []
         ran = bool(message.worker)
         for id, attempt in zip_longest(message.ids, message.attempts):
@@ -304,7 +307,9 @@ class Pending:
 
     def welcomed(self, message: Welcome) -> list[Instruction]:
         """Sends what was held, and cancels again what was abandoned: a new broker does not know of it."""
-        del message
+        if message.epoch != self._epoch:
+            self._epoch = message.epoch
+            self._last_loss = 0
         if self._welcome:
             return []
         self._connected = self._welcome = True
@@ -407,4 +412,8 @@ class Pending:
             Awaited(request.id, request.attempt, request.model, request.version)
             for request in (entry.request for entry in self._entries.values() if entry.state != State.HELD)
         )
-        return Send(RequesterHello(PROTOCOL_VERSION, self._requester, self._role, self._pid, awaited))
+        return Send(
+            RequesterHello(
+                PROTOCOL_VERSION, self._requester, self._role, self._pid, awaited, self._epoch, self._last_loss
+            )
+        )

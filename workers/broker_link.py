@@ -3,7 +3,7 @@
 import logging
 import select
 
-from conch.channels import BadMessage, ChannelClosed
+from conch.channels import ChannelClosed
 from conch.channels.data import DataChannel
 from conch.channels.seqpacket import connect
 from conch.messages import PROTOCOL_VERSION, Batch, DataLink, Done, Ready, ToWorkerData
@@ -51,14 +51,14 @@ class BrokerLink:
             return False  # what it had sent is still to be received
 
     def receive_nowait(self) -> Batch | None:
-        while self._channel is not None:
-            try:
-                return self._channel.receive_nowait()
-            except ChannelClosed:
-                self.close()
-            except BadMessage as error:
-                logger.error("dropped a message from the broker: %s", error)
-        return None
+        """Raises ``BadMessage``: a batch that cannot be read cannot be answered, so the worker has to end."""
+        if self._channel is None:
+            return None
+        try:
+            return self._channel.receive_nowait()
+        except ChannelClosed:
+            self.close()
+            return None
 
     def close(self) -> None:
         if self._channel is not None:

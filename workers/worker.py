@@ -41,8 +41,6 @@ _FLUSH_S = 3.0
 _RETRY_S = 0.002
 #: between looks for memory that an idle worker can give back
 _IDLE_LOOK_S = 5.0
-#: a batch that was sent before ``Drain`` takes another socket, and may arrive after it
-_DRAIN_GRACE_S = 0.02
 #: of a process's name, the kernel keeps this many bytes
 _COMM_NBYTES = 15
 
@@ -188,13 +186,13 @@ class Worker:
 
     def _next_batch(self) -> Batch | None:
         """Waits for a batch that is to be run; None when the worker is to end."""
-        leave_at: float | None = None
         while True:
             if self._shared.attention:
                 self._shared.attention = False
                 self._attend()
             if self._stop.received:
                 self._look_at_signals()
+            draining = self._shared.draining  # first: what was sent before ``Drain`` is there by now
             batch = self._data.receive_nowait() or self._decided()
             if batch is not None:
                 taken = self._shared.take_up(batch)
@@ -202,14 +200,10 @@ class Worker:
                     return batch
                 if taken is None:
                     self._in_doubt.append(batch)
-            elif not self._shared.draining:
-                self._wait(self._idle_s())
+            elif draining and not self._shared.attention:
+                return None
             else:
-                now = time.monotonic()
-                leave_at = leave_at or now + _DRAIN_GRACE_S
-                if now >= leave_at:
-                    return None
-                self._wait(leave_at - now)
+                self._wait(self._idle_s())
 
     def _decided(self) -> Batch | None:
         """The next batch of those in doubt, if the doubt is over."""

@@ -231,11 +231,12 @@ class Dispatcher:
 
     # ---------------------------------------------------------------------------------------------- requesters
 
-    def requester_hello(self, requester: str, awaited: Iterable[Awaited]) -> None:
-        """It is there (again) and awaits these. What is not known here is looked for, or lost."""
+    def requester_hello(self, requester: str, awaited: Iterable[Awaited], last_loss: int = 0) -> None:
+        """It is there (again), has read our ``Lost`` up to number ``last_loss``, and awaits these. What is not known
+        here is looked for, or lost."""
         jobs = self._requesters.jobs.setdefault(requester, {})
         for item in awaited:
-            if item.id not in jobs and not self._requesters.was_told(requester, item.id, item.attempt):
+            if item.id not in jobs and not self._requesters.was_told(requester, item.id, item.attempt, last_loss):
                 self._recovery.miss(requester, item)
         self._settle_missing()
 

@@ -15,8 +15,9 @@ class Requesters:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[int, Job]] = {}
         self.out: list[Instruction] = []
-        #: (requester, id, attempt) told lost by a restart: whether it was submitted again
-        self._told: dict[tuple[str, int, int], bool] = {}
+        #: (requester, id, attempt) told lost by a restart: the number of that ``Lost``, 0 once it was submitted again
+        self._told: dict[tuple[str, int, int], int] = {}
+        self._last_loss = 0
 
     def is_repeated(self, requester: str, id: int, attempt: int) -> bool:
         """Whether a request that comes in was submitted before, in this epoch, under the same attempt. A requester may
@@ -26,17 +27,19 @@ class Requesters:
         key = (requester, id, attempt)
         if key not in self._told:
             return False
-        repeated = self._told[key]
-        self._told[key] = True
+        repeated = self._told[key] == 0
+        self._told[key] = 0
         return repeated
 
-    def was_told(self, requester: str, id: int, attempt: int) -> bool:
-        """Whether the requester was told of its loss by a restart."""
-        return (requester, id, attempt) in self._told
+    def was_told(self, requester: str, id: int, attempt: int, last_loss: int) -> bool:
+        """Whether the requester, which has read our ``Lost`` up to number ``last_loss``, is still to act on its loss by
+        a restart. If it had read of it and we have not seen it again, it was lost once more."""
+        told = self._told.get((requester, id, attempt))
+        return told is not None and (told == 0 or told > last_loss)
 
     def forget(self, requester: str) -> list[Job]:
         """It is dead; returns what it had."""
-        self._told = {told: repeated for told, repeated in self._told.items() if told[0] != requester}
+        self._told = {told: number for told, number in self._told.items() if told[0] != requester}
         return list(self.jobs.pop(requester, {}).values())
 
     def finish(self, jobs: list[Job]) -> tuple[int, float]:
@@ -80,7 +83,7 @@ class Requesters:
         for requester, group in _by_requester(lost).items():
             ids = tuple([job.id for job in group])
             attempts = tuple([job.attempt for job in group])
-            self.out.append(ToPeer(requester, Lost(worker, ids, alone, cause, attempts)))
+            self.out.append(ToPeer(requester, Lost(worker, ids, alone, cause, attempts, self._next_loss())))
 
     def restart_lost(self, missing: list[Missing]) -> None:
         """A former broker had these and no worker has them: cancelled ones are retired, the others ``Lost``, once."""
@@ -90,14 +93,20 @@ class Requesters:
             if item.cancelled:
                 retired.setdefault(item.requester, []).append(item.id)
             else:
-                self._told[item.requester, item.id, item.attempt] = False
                 lost.setdefault(item.requester, []).append(item)
         for requester, numbers in retired.items():
             self.retire(requester, tuple(numbers))
         for requester, items in lost.items():
             ids = tuple([item.id for item in items])
             attempts = tuple([item.attempt for item in items])
-            self.out.append(ToPeer(requester, Lost("", ids, False, _LOST_BY_RESTART, attempts)))
+            number = self._next_loss()
+            for item in items:
+                self._told[requester, item.id, item.attempt] = number
+            self.out.append(ToPeer(requester, Lost("", ids, False, _LOST_BY_RESTART, attempts, number)))
+
+    def _next_loss(self) -> int:
+        self._last_loss += 1
+        return self._last_loss
 
     def reject(self, job: Job, fault: Fault) -> None:
         """``job``, which has left its queue or never entered it, will not run."""

@@ -37,7 +37,7 @@ class DataChannel(Generic[Out, In]):
         still be something to receive."""
         encoded = self._encode(message)
         if len(encoded) > MAX_MESSAGE_NBYTES:
-            raise MessageTooLong(f"{len(encoded)} bytes")
+            raise MessageTooLong(f"{len(encoded)} bytes beside its tensors are more than {MAX_MESSAGE_NBYTES}")
         try:
             self._send(encoded)
         except BlockingIOError:

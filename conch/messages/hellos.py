@@ -17,13 +17,19 @@ class Awaited(Record, frozen=True):
 
 
 class RequesterHello(Message, frozen=True):
-    """Sent on every (re)connection to a broker, before anything else. ``role`` is shown by ``conch status``."""
+    """Sent on every (re)connection to a broker, before anything else. ``role`` is shown by ``conch status``.
+
+    ``last_loss``: the number of the last ``Lost`` that it has read from the broker of ``epoch``. That broker tells from
+    it whether something awaited was submitted again, and lost again, or whether the ``Lost`` is still on its way.
+    """
 
     protocol: int
     requester: str
     role: str
     pid: int
     awaited: tuple[Awaited, ...] = ()
+    epoch: int = 0
+    last_loss: int = 0
 
 
 class ObserverHello(Message, frozen=True):

@@ -110,6 +110,7 @@ class Lost(Message, frozen=True):
     ``alone``: the request was the only one that the worker held. ``worker`` is empty when a broker's restart lost them
     before any worker had them: the requester first reads every worker's connection, and such a request is submitted
     again under the same attempt. ``attempts`` belong to ``ids``; an id whose attempt is not the current one is ignored.
+    ``number`` only grows within a broker's epoch, see ``RequesterHello``.
     """
 
     worker: str
@@ -117,6 +118,7 @@ class Lost(Message, frozen=True):
     alone: bool
     cause: Fault
     attempts: tuple[int, ...] = ()
+    number: int = 0
 
 
 class Rejected(Message, frozen=True):

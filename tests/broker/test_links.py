@@ -76,3 +76,11 @@ def test_who_breaks_the_protocol_is_dropped(run_dir: Path, repository: Path) -> 
         assert is_dropped(peers, link, link)
         assert is_dropped(peers, link, messages.Drain())
         assert "Traceback" not in process.log
+
+
+def test_a_worker_that_sends_garbage_is_ended(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository), around(run_dir) as peers:
+        launcher = peers.launcher()
+        worker = launcher.spawn()
+        worker.data.send(messages.Drain())
+        assert launcher.expect(messages.Kill).worker == worker.id

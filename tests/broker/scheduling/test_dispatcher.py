@@ -103,11 +103,11 @@ def test_a_death_names_what_was_held_and_whether_it_was_alone() -> None:
     bench = Bench(batching=BATCHING)
     bench.submit(1)
     assert bench.dispatcher.worker_lost("w0", DEAD, bench.now) is False
-    assert bench.dispatch() == [ToPeer("r", Lost("w0", (1,), True, DEAD, (1,)))]
+    assert bench.dispatch() == [ToPeer("r", Lost("w0", (1,), True, DEAD, (1,), 1))]
     bench.add_worker("w1")
     bench.submit(2, 3)
     assert bench.dispatcher.worker_lost("w1", DEAD, bench.now) is False
-    assert bench.dispatch() == [ToPeer("r", Lost("w1", (2, 3), False, DEAD, (1, 1)))]
+    assert bench.dispatch() == [ToPeer("r", Lost("w1", (2, 3), False, DEAD, (1, 1), 2))]
     bench.add_worker("w2")
     bench.submit(3, attempt=2)
     assert bench.dispatcher.worker_lost("w2", DEAD, bench.now) is True

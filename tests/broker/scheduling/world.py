@@ -322,9 +322,10 @@ class Broker:
         now = self.world.now
         match message:
             case messages.RequesterHello(requester=requester, awaited=awaited):
+                last_loss = message.last_loss if message.epoch == self.epoch else 0
                 self.send(requester, messages.Welcome(1, self.epoch))
                 self.requesters.add(requester)
-                dispatcher.requester_hello(requester, awaited)
+                dispatcher.requester_hello(requester, awaited, last_loss)
                 if not self.world.requesters[requester].alive:
                     self.gone(requester)
             case Request() | Cancel() if peer.name not in self.requesters:
@@ -494,6 +495,7 @@ class World:
             found.append((f"{requester.name} ticks", partial(self.tick, requester)))
             if requester.socket.linked and not requester.socket.unnoticed:
                 found.append((f"{requester.name} says hello again", requester.hello))
+                found.append((f"{requester.name} loses its data connection", partial(self.lose_data, requester)))
             if requester.arena:
                 found.append((f"{requester.name} abandons", partial(requester.abandon, self.choices)))
         if self.broker is not None:
@@ -516,6 +518,14 @@ class World:
         self.broker.receive(*self.to_broker[name].popleft())
         if self.choices.one_in(2):
             self.broker.dispatch()
+
+    def lose_data(self, requester: Requester) -> None:
+        """What the broker has not read of it is gone, from some point on; the requester says HELLO again."""
+        queue = self.to_broker[requester.name]
+        data = [item for item in queue if isinstance(item[1], (Request, Cancel))]
+        for item in data[self.choices.below(len(data) + 1) :]:
+            queue.remove(item)
+        requester.carry_out(requester.pending.unwelcome(messages.Unwelcome(0), self.now))
 
     def pass_time(self) -> None:
         self.now += 0.007 * (1 + self.choices.below(4))

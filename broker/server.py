@@ -23,7 +23,7 @@ from conch.channels import BadMessage
 from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import RouterChannel
 from conch.messages import Batch, Died, Fault, LauncherHello, RequesterHello, ToBroker
-from conch.process import StopSignals
+from conch.process import StopSignals, keep_what_is_there
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
 from shm.sweep import sweep
@@ -93,6 +93,7 @@ class Server:
 
     def run(self) -> int:
         """Until a stop signal and the end of every worker: 0, or 1 if that took too long."""
+        keep_what_is_there()
         self._exchange.start(time.monotonic())
         while True:
             self._round()

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -223,3 +224,12 @@ def lock_holder(path: Path) -> str | None:
         return os.pread(descriptor, _MAX_LOCK_TEXT_NBYTES, 0).decode(errors="replace")
     finally:
         os.close(descriptor)
+
+
+def keep_what_is_there() -> None:
+    """To be called once a process has started: what exists by now lives as long as the process, so the garbage
+    collector need not look at it again, and looks more seldom at the rest. Its pauses are in the tail of small requests.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

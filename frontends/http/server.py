@@ -9,7 +9,7 @@ import socket
 import uvloop
 
 from conch.errors import ConchError, Unavailable
-from conch.process import begin, on_stop_signals
+from conch.process import begin, keep_what_is_there, on_stop_signals
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from frontends.http.application import HttpApplication
@@ -96,6 +96,7 @@ async def serve(settings: Settings) -> bool:
         engine = Engine(application, _limits(settings))
         await engine.listen(listener)
         logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)
+        keep_what_is_there()
         await stop.wait()
         logger.info("stopping; %s connections open, %s requests in flight", len(engine.connections), requester.inflight)
         return await _drain(engine, settings.exit_timeout_secs, hurry)

@@ -228,7 +228,8 @@ def lock_holder(path: Path) -> str | None:
 
 def keep_what_is_there() -> None:
     """To be called once a process has started: what exists by now lives as long as the process, so the garbage
-    collector need not look at it again, and looks more seldom at the rest. Its pauses are in the tail of small requests.
+    collector need not look at it again, and looks more seldom at the rest. Its pauses show in the tail of small
+    requests.
     """
     gc.collect()
     gc.freeze()

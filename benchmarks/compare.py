@@ -92,14 +92,15 @@ def measure_bare_loop(model: Path, batch_size: int, seconds: float) -> Measureme
 def take_turns(case: Case, rivals: Sequence[Server | Path], length: Length) -> dict[str, list[Measurement]]:
     """``length.rounds`` measurements of every rival: servers, and a model's path for the bare loop."""
     found: dict[str, list[Measurement]] = {}
+    long_requests = any(isinstance(rival, Path) for rival in rivals)
     for rival in rivals:
         if isinstance(rival, Server):
             ask_once(rival.address, case.request)
     for number in range(length.rounds):
         for rival in rivals if number % 2 == 0 else reversed(rivals):
             if isinstance(rival, Server):
-                measure(rival.address, case.request, case.clients, length.warm_up_s)
-                result = measure(rival.address, case.request, case.clients, length.measure_s)
+                measure(rival.address, case.request, case.clients, length.warm_up_s, long_requests)
+                result = measure(rival.address, case.request, case.clients, length.measure_s, long_requests)
                 found.setdefault(rival.name, []).append(result)
             else:
                 found.setdefault(BARE, []).append(measure_bare_loop(rival, case.unit, length.measure_s))

@@ -74,7 +74,7 @@ def classifier_cases() -> list[Case]:
             CLASSIFIER_CLIENTS,
             size,
         )
-        for size in (1, 8)
+        for size in models.CLASSIFIER_BATCH_SIZES
     ]
 
 

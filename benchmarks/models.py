@@ -37,6 +37,7 @@ parameters { key: "intra_op_thread_count" value { string_value: "1" } }
 parameters { key: "inter_op_thread_count" value { string_value: "1" } }
 """
 CLASSIFIER = "file_type"
+CLASSIFIER_BATCH_SIZES = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,21 @@ def write_python_models(repository: Path) -> None:
 
 
 def write_classifier(repository: Path) -> Path:
-    """The quickstart's classifier without dynamic batching and on one thread; returns its ONNX file."""
+    """The quickstart's classifier on one thread, once for each batch size, which is also the largest, so that no
+    requests are merged: the bare loop's batches are of that size too. Returns the ONNX file."""
     spec = importlib.util.spec_from_file_location("build", ROOT / "examples" / "quickstart" / "build_repository.py")
     assert spec is not None and spec.loader is not None
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     folder: Path = build.build_repository(repository)
-    config = (folder / "config.pbtxt").read_text().replace("dynamic_batching { }\n", "")
-    (folder / "config.pbtxt").write_text(config + CLASSIFIER_PARAMETERS)
-    return folder / "1" / "model.onnx"
+    config = (folder / "config.pbtxt").read_text() + CLASSIFIER_PARAMETERS
+    assert "max_batch_size: 16\n" in config
+    for size in CLASSIFIER_BATCH_SIZES:
+        copy = repository / f"{CLASSIFIER}_{size}"
+        shutil.copytree(folder, copy)
+        (copy / "config.pbtxt").write_text(config.replace("max_batch_size: 16\n", f"max_batch_size: {size}\n"))
+    shutil.rmtree(folder)
+    return copy / "1" / "model.onnx"
 
 
 def classifier_input(batch_size: int) -> numpy.ndarray:
@@ -122,4 +129,6 @@ def identity(nbytes: int) -> HttpRequest:
 
 
 def classification(batch_size: int) -> HttpRequest:
-    return binary_request(CLASSIFIER, {"bytes": classifier_input(batch_size)}, "INT32", b'"binary_data_size":')
+    return binary_request(
+        f"{CLASSIFIER}_{batch_size}", {"bytes": classifier_input(batch_size)}, "INT32", b'"binary_data_size":'
+    )

@@ -36,7 +36,7 @@ class ToPeer(_Instruction, frozen=True):
 
 
 class ToData(_Instruction, frozen=True):
-    """To a worker's data socket. If the worker cannot be reached, the shell tells ``Dispatcher.unreachable``."""
+    """To a worker's data connection. If the worker cannot be reached, the shell tells ``Dispatcher.unreachable``."""
 
     worker: str
     message: Batch
@@ -44,7 +44,7 @@ class ToData(_Instruction, frozen=True):
 
 class ToControl(_Instruction, frozen=True):
     """To a worker's control socket. ``Drain`` for a worker that was ready comes from the dispatcher only (see
-    ``WorkerDraining``), because a batch on the data socket may still be on its way."""
+    ``WorkerDraining``), because a batch on the data connection may still be on its way."""
 
     worker: str
     message: Configured | Cancel | Drain | Forget

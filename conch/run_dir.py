@@ -20,7 +20,7 @@ class RunDir:
     """Paths of one server. ``create`` makes them; everything else only names them.
 
     broker.ipc            ZeroMQ ROUTER of the broker
-    broker.data           SEQPACKET socket of the broker, where workers connect for batches
+    broker.data           SEQPACKET socket of the broker, where requesters and workers connect for requests and batches
     broker.lock           held (a record lock) by the broker while it lives; holds its pid and ports
     launcher.lock         held by the launcher
     serve.lock            held by ``conch serve``

@@ -1,6 +1,6 @@
 """A worker process: runs one instance of one model.
 
-The main thread, here, takes batches from the data socket, runs the model, and answers requesters directly; then it
+The main thread, here, takes batches from the data connection, runs the model, and answers requesters directly; then it
 tells the broker ``Done``. The control thread (``workers.control``) sleeps on a socket of its own meanwhile.
 """
 

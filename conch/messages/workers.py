@@ -70,7 +70,7 @@ class Configured(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Worker to broker, on the data socket: the model is loaded and batches may come."""
+    """Worker to broker, on the data connection: the model is loaded and batches may come."""
 
     worker: str
 

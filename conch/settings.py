@@ -40,11 +40,47 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reuse_http_port: bool = False
     http_max_input_size: int = 64 * 1024 * 1024
     http_header_forward_pattern: str = ""
+    http_restricted_api: tuple[str, ...] = ()
+    http_process_count: int = 1
+    http_use_ssl: bool = False
+    http_use_ssl_mutual: bool = False
+    http_server_cert: str = ""
+    http_server_key: str = ""
+    http_root_cert: str = ""
+
+    allow_grpc: bool = True
+    grpc_address: str = "127.0.0.1"
+    grpc_port: int = 8001
+    reuse_grpc_port: bool = False
+    grpc_process_count: int = 1
+    grpc_engine: Literal["auto", "aio", "native"] = "auto"
+    grpc_header_forward_pattern: str = ""
+    grpc_restricted_protocol: tuple[str, ...] = ()
+    grpc_infer_response_compression_level: Literal["none", "low", "medium", "high"] = "none"
+    grpc_use_ssl: bool = False
+    grpc_use_ssl_mutual: bool = False
+    grpc_server_cert: str = ""
+    grpc_server_key: str = ""
+    grpc_root_cert: str = ""
+    grpc_keepalive_time: int = 7_200_000
+    grpc_keepalive_timeout: int = 20_000
+    grpc_keepalive_permit_without_calls: bool = False
+    grpc_http2_max_pings_without_data: int = 2
+    grpc_http2_min_recv_ping_interval_without_data: int = 300_000
+    grpc_http2_max_ping_strikes: int = 2
+    grpc_max_connection_age: int = 0
+    grpc_max_connection_age_grace: int = 0
+
+    allow_client_shm: Literal["auto", "true", "false"] = "auto"
 
     allow_metrics: bool = True
     metrics_address: str = ""
     metrics_port: int = 8002
     metrics_interval_ms: int = 2000
+    allow_cpu_metrics: bool = True
+    allow_gpu_metrics: bool = True
+    metrics_config: tuple[str, ...] = ()
+    trace_config: tuple[str, ...] = ()
 
     strict_readiness: bool = True
     exit_on_error: bool = True

@@ -8,14 +8,27 @@ from conch.errors import ConchError
 from conch.messages import Parameter, Sequence
 
 
+class RegionWindow(msgspec.Struct, frozen=True, gc=False):
+    """Memory of a client: ``nbytes`` bytes at ``offset`` of a registered region. Made by the requester's
+    ``regions.window``, which has checked it against the region. ``number`` is the region's."""
+
+    name: str
+    number: int
+    offset: int
+    nbytes: int
+    cuda: bool = False
+
+
 class TensorInput(msgspec.Struct, gc=False):
     """One input as the client sent it. ``data`` is the wire form: row-major little-endian elements, BYTES elements each
-    behind a 4-byte length. Only the requester reads it, before ``submit`` returns; it is never kept."""
+    behind a 4-byte length. Only the requester reads it, before ``submit`` returns; it is never kept. With a ``region``
+    there is no ``data``: the tensor lies in the client's memory, where only the worker looks at it."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: bytes | bytearray | memoryview
+    region: RegionWindow | None = None
 
 
 class InferenceCall(msgspec.Struct):
@@ -23,7 +36,8 @@ class InferenceCall(msgspec.Struct):
 
     ``outputs`` empty means all. ``parameters`` holds what goes to the model: the protocol has taken out what it
     understands itself (``priority``, ``timeout``, ``sequence_*`` …). ``timeout_us`` is the client's queue time-out.
-    ``deadline`` (seconds of ``time.monotonic``) is when nobody will read the answer any more.
+    ``deadline`` (seconds of ``time.monotonic``) is when nobody will read the answer any more. ``targets`` maps outputs
+    to the clients' memory that they are to be written to.
     """
 
     inputs: list[TensorInput]
@@ -34,16 +48,19 @@ class InferenceCall(msgspec.Struct):
     timeout_us: int = 0
     sequence: Sequence | None = None
     deadline: float | None = None
+    targets: dict[str, RegionWindow] = {}
 
 
 class OutputTensor(msgspec.Struct, frozen=True, gc=False):
     """``data`` is the wire form, as in ``TensorInput``: ``bytes`` when it was copied, otherwise a view of a worker's
-    memory that is valid until ``InferenceResult.release``."""
+    memory that is valid until ``InferenceResult.release``. With a ``region`` there is no ``data``: the output has been
+    written to the client's memory, all ``nbytes`` of that window."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: bytes | memoryview
+    region: RegionWindow | None = None
 
 
 class InferenceResult:

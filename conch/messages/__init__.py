@@ -45,6 +45,15 @@ from conch.messages.models import (
     ServerState,
     UnloadModel,
 )
+from conch.messages.regions import (
+    Region,
+    RegionKind,
+    RegionTable,
+    RegisterCudaRegion,
+    RegisterRegion,
+    TableSeen,
+    UnregisterRegions,
+)
 from conch.messages.requests import (
     Batch,
     Cancel,
@@ -59,6 +68,13 @@ from conch.messages.requests import (
     Sequence,
 )
 from conch.messages.responses import Link, Response, Responses, SegmentAdded, SegmentRetired, Window
+from conch.messages.settings import (
+    LogSettings,
+    ServerSettings,
+    TraceSettings,
+    UpdateLogSettings,
+    UpdateTraceSettings,
+)
 from conch.messages.statistics import (
     BatchStatistics,
     Duration,
@@ -122,6 +138,7 @@ __all__ = [
     "LiveWorker",
     "LoadFailed",
     "LoadModel",
+    "LogSettings",
     "Lost",
     "Message",
     "ModelEntry",
@@ -137,6 +154,11 @@ __all__ = [
     "QueueStatus",
     "Ready",
     "Record",
+    "Region",
+    "RegionKind",
+    "RegionTable",
+    "RegisterCudaRegion",
+    "RegisterRegion",
     "Rejected",
     "Request",
     "RequesterHello",
@@ -148,11 +170,13 @@ __all__ = [
     "SegmentAdded",
     "SegmentRetired",
     "Sequence",
+    "ServerSettings",
     "ServerState",
     "ServerStatus",
     "Spawn",
     "SpawnFailed",
     "Spawned",
+    "TableSeen",
     "TensorDescription",
     "TensorReference",
     "ToBroker",
@@ -162,8 +186,12 @@ __all__ = [
     "ToRequester",
     "ToWorkerControl",
     "ToWorkerData",
+    "TraceSettings",
     "UnloadModel",
+    "UnregisterRegions",
     "Unwelcome",
+    "UpdateLogSettings",
+    "UpdateTraceSettings",
     "Welcome",
     "Window",
     "WorkerHello",

@@ -10,8 +10,10 @@ from conch.messages.hellos import (
     WorkerHello,
 )
 from conch.messages.models import Answer, AskStatistics, AskStatus, LoadModel, ModelTable, UnloadModel
+from conch.messages.regions import RegionTable, RegisterCudaRegion, RegisterRegion, TableSeen, UnregisterRegions
 from conch.messages.requests import Batch, Cancel, Done, Lost, Rejected, Request, Retired
 from conch.messages.responses import Link, Responses, SegmentAdded, SegmentRetired, Window
+from conch.messages.settings import ServerSettings, UpdateLogSettings, UpdateTraceSettings
 from conch.messages.workers import (
     Completed,
     Configured,
@@ -42,11 +44,17 @@ ToBroker = (
     | UnloadModel
     | AskStatistics
     | AskStatus
+    | RegisterRegion
+    | RegisterCudaRegion
+    | UnregisterRegions
+    | TableSeen
+    | UpdateLogSettings
+    | UpdateTraceSettings
 )
-ToRequester = Retired | Lost | Rejected | ModelTable | Answer | Welcome | Unwelcome
+ToRequester = Retired | Lost | Rejected | ModelTable | RegionTable | ServerSettings | Answer | Welcome | Unwelcome
 ToObserver = ModelTable | Answer | Welcome | Unwelcome
 ToWorkerData = Batch
 ToBrokerData = DataLink | Request | Done | Cancel | Ready
 #: a batch comes on the control socket only if it is too long for the data connection
-ToWorkerControl = Batch | Configured | Cancel | Drain | Forget | Welcome | Unwelcome
-ToLauncher = Spawn | Kill | Welcome | Unwelcome
+ToWorkerControl = Batch | Configured | Cancel | Drain | Forget | ServerSettings | Welcome | Unwelcome
+ToLauncher = Spawn | Kill | ServerSettings | Welcome | Unwelcome

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from conch.messages.base import Message, Record
+from conch.messages.regions import Region
 from conch.messages.requests import Sequence
 from conch.messages.tensors import Fault
 
@@ -21,6 +22,9 @@ class RequesterHello(Message, frozen=True):
 
     ``last_loss``: the number of the last ``Lost`` that it has read from the broker of ``epoch``. That broker tells from
     it whether something awaited was submitted again, and lost again, or whether the ``Lost`` is still on its way.
+
+    ``regions``: the clients' regions that it has open (``holder_pid`` is its own), from which a new broker restores its
+    registry.
     """
 
     protocol: int
@@ -30,6 +34,7 @@ class RequesterHello(Message, frozen=True):
     awaited: tuple[Awaited, ...] = ()
     epoch: int = 0
     last_loss: int = 0
+    regions: tuple[Region, ...] = ()
 
 
 class ObserverHello(Message, frozen=True):

@@ -40,12 +40,16 @@ class SegmentAdded(Message, frozen=True):
     """The sender's segment, whose descriptor comes with this message as SCM_RIGHTS.
 
     ``lease_page``: it holds nothing but lease slots and the receiver may write to it; otherwise it is mapped read-only.
-    Always sent before the first reference to the segment on the same connection.
+    ``client``: it is no segment of the sender's but the memory of a region that a client registered, ``nbytes`` from
+    ``offset``; a worker may write to it, and the client may take it away at any moment. Always sent before the first
+    reference to the segment on the same connection.
     """
 
     segment: int
     nbytes: int
     lease_page: bool = False
+    client: bool = False
+    offset: int = 0
 
 
 class SegmentRetired(Message, frozen=True):

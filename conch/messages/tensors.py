@@ -16,9 +16,10 @@ class Block(Message, frozen=True, tag="B"):
 
 
 class ClientRegion(Message, frozen=True, tag="R"):
-    """A window of a system shared-memory region that a client registered under ``name``."""
+    """A window of a system shared-memory region that a client registered: ``nbytes`` bytes at ``offset`` of region
+    number ``region``."""
 
-    name: str
+    region: int
     offset: int
     nbytes: int
 
@@ -33,10 +34,9 @@ class CudaBlock(Message, frozen=True, tag="C"):
 
 
 class CudaRegion(Message, frozen=True, tag="D"):
-    """A window of a CUDA region that a client registered under ``name``."""
+    """A window of a CUDA region that a client registered, as ``ClientRegion``."""
 
-    name: str
-    device: int
+    region: int
     offset: int
     nbytes: int
 

@@ -9,16 +9,7 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-
-class Category(enum.Enum):
-    """Triton's names for the groups of endpoints that can be restricted."""
-
-    HEALTH = "health"
-    METADATA = "metadata"
-    INFERENCE = "inference"
-    MODEL_CONFIG = "model-config"
-    MODEL_REPOSITORY = "model-repository"
-    STATISTICS = "statistics"
+from frontends.categories import Category
 
 
 class Endpoint(enum.Enum):

@@ -17,7 +17,8 @@ from conch.messages import (
     UnloadModel,
 )
 from frontends.http.errors import STATUSES, reply_to, status_of
-from frontends.http.routes import ROUTES, Category, Endpoint, resolve
+from frontends.categories import Category
+from frontends.http.routes import ROUTES, Endpoint, resolve
 from tests.frontends.http.support import Frontend, table
 
 JSON = {"content-type": "application/json"}

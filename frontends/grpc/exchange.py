@@ -1,0 +1,73 @@
+"""What a gRPC engine and the application hand to each other: one call, one answer, as encoded messages.
+
+Engines do HTTP/2 and gRPC; the application parses and writes protobuf. A stream's requests and answers take the same
+road, one message at a time.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple, Protocol
+
+logger = logging.getLogger("conch.frontends.grpc.exchange")
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class Call(NamedTuple):
+    """One RPC. ``method`` is the full name, ``/inference.GRPCInferenceService/ModelInfer``. ``deadline`` is in seconds
+    of ``time.monotonic``, None for none. The engine keeps neither payload nor metadata beyond ``answer``."""
+
+    method: str
+    payload: bytes
+    metadata: Metadata
+    deadline: float | None
+
+
+class Failure(NamedTuple):
+    """An RPC's status other than OK. ``code`` is the number of a ``grpc.StatusCode``."""
+
+    code: int
+    message: str
+
+
+#: the encoded response, or why there is none
+Reply = bytes | Failure
+
+
+class Pending:
+    """An answer that comes later. Whoever makes it calls ``finish``, once and not before the engine has this object."""
+
+    __slots__ = ("on_reply",)
+
+    #: set by the engine
+    on_reply: Callable[[Reply], None]
+
+    def cancel(self) -> None:
+        """The client has gone, or its deadline has passed. ``finish`` may be called nevertheless."""
+        raise NotImplementedError
+
+    def finish(self, render: Callable[[Any], Reply], outcome: Any) -> None:
+        """Sends the reply that ``render`` makes of ``outcome``. An exception is a bug, logged and answered INTERNAL."""
+        try:
+            reply = render(outcome)
+        except Exception:
+            logger.exception("an answer could not be written")
+            reply = Failure(13, "internal error")
+        self.on_reply(reply)
+
+
+class Application(Protocol):
+    """What an engine serves. Nothing here raises: an exception is a bug, logged and answered INTERNAL. Everything runs
+    on the loop's thread."""
+
+    #: full names of the unary methods
+    methods: tuple[str, ...]
+    #: full names of the methods with a stream in both directions
+    streams: tuple[str, ...]
+
+    def answer(self, call: Call) -> Reply | Pending: ...
+
+    def stream(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
+        """``call.payload`` is empty. A ``Failure`` is the last item. Closing the iterator cancels what is on its way:
+        the client has gone."""
+        ...

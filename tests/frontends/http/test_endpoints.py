@@ -16,8 +16,8 @@ from conch.messages import (
     ModelStatistics,
     UnloadModel,
 )
-from frontends.http.errors import STATUSES, reply_to, status_of
 from frontends.categories import Category
+from frontends.http.errors import STATUSES, reply_to, status_of
 from frontends.http.routes import ROUTES, Endpoint, resolve
 from tests.frontends.http.support import Frontend, table
 

@@ -1,19 +1,18 @@
 """The HTTP frontend process: wiring, start and stop."""
 
 import asyncio
-import errno
 import logging
 import resource
-import socket
 
 import uvloop
 
-from conch.errors import ConchError, Unavailable
+from conch.errors import ConchError
 from conch.process import begin, keep_what_is_there, on_stop_signals
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
+from frontends.listening import bind, listen
 from frontends.requester import Requester
 
 logger = logging.getLogger("conch.frontends.http.server")
@@ -22,51 +21,14 @@ logger = logging.getLogger("conch.frontends.http.server")
 _RESERVED_DESCRIPTORS = 512
 
 
-def bind(address: str, port: int, reuse_port: bool) -> socket.socket:
-    """A socket bound to ``address:port`` that does not listen yet: clients are refused. Raises ``Unavailable`` if
-    another process listens there.
-
-    The port is always tried without SO_REUSEPORT first: with it, two servers would silently share the clients.
-    """
-    listener = _bound(address, port, reuse_port=False)
-    if reuse_port:
-        listener.close()
-        listener = _bound(address, port, reuse_port=True)
-    return listener
-
-
-def _bound(address: str, port: int, reuse_port: bool) -> socket.socket:
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise Unavailable(f"cannot listen on '{address}': {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(where)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(address, port, error) from error
-    return listener
-
-
-def _cannot_listen(address: str, port: int, error: OSError) -> Unavailable:
-    if error.errno == errno.EADDRINUSE:
-        return Unavailable(f"Socket '{address}:{port}' already in use")
-    return Unavailable(f"cannot listen on '{address}:{port}': {error.strerror}")
-
-
 async def serve(settings: Settings) -> bool:
     """Runs until SIGTERM or SIGINT. Returns whether everything in flight was answered within ``exit_timeout_secs``; a
     second signal cuts it off.
 
     Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
     """
-    listener = bind(settings.http_address, settings.http_port, settings.reuse_http_port)
+    reuse_port = settings.reuse_http_port or settings.http_process_count > 1
+    listener = bind(settings.http_address, settings.http_port, reuse_port)
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
     on_stop_signals(loop, lambda: hurry.set() if stop.is_set() else stop.set())
@@ -89,10 +51,7 @@ async def serve(settings: Settings) -> bool:
             strict_readiness=settings.strict_readiness,
             max_input_nbytes=settings.http_max_input_size,
         )
-        try:
-            listener.listen()  # two servers may have bound the port; only one can listen
-        except OSError as error:
-            raise _cannot_listen(settings.http_address, settings.http_port, error) from error
+        listen(listener)
         engine = Engine(application, _limits(settings))
         await engine.listen(listener)
         logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)

@@ -8,12 +8,8 @@ import socket
 import sys
 from pathlib import Path
 
-import pytest
-
-from conch.errors import Unavailable
 from conch.run_dir import RunDir
 from conch.settings import Settings
-from frontends.http.server import bind
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
 from tests.frontends.http.support import simple_request
 from tests.frontends.samples import entry, table
@@ -123,16 +119,3 @@ async def test_port_in_use(run_dir: Path) -> None:
         await process.start()
         assert await process.ended() == 1
         assert f"Socket '{ADDRESS}:{process.port}' already in use" in process.log
-
-
-def test_bind() -> None:
-    with bind(ADDRESS, 0, reuse_port=False) as listener:
-        port = listener.getsockname()[1]
-        assert not listens(port)
-        listener.listen()
-        for reuse_port in (False, True):
-            with pytest.raises(Unavailable, match="already in use"):
-                bind(ADDRESS, port, reuse_port)
-    bind(ADDRESS, port, reuse_port=True).close()
-    with pytest.raises(Unavailable, match=r"cannot listen on '203\.0\.113\.1:"):
-        bind("203.0.113.1", 8000, reuse_port=False)

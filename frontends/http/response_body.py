@@ -6,7 +6,7 @@ from typing import Any, Final
 import orjson
 
 from conch.messages import Parameter
-from frontends.http.classification import classify
+from frontends.classification import classify
 from frontends.http.exchange import BINARY_TYPE, JSON_TYPE, Reply
 from frontends.http.request_body import OutputFormats
 from frontends.http.tensor_json import dumps, from_wire

@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ``run_dir`` empty means the default for ``http_port``; ``from_environ`` fills it in. ``metrics_address`` empty means
     ``http_address``. ``frontend_arena_nbytes`` and ``worker_arena_nbytes`` cap the shared memory that one frontend
     holds for inputs and one worker for outputs. ``max_inflight`` caps the requests that one frontend holds at a time.
+    Times of gRPC are milliseconds; a ``grpc_max_connection_age`` of 0 is no limit.
     """
 
     run_dir: str = ""
@@ -132,29 +133,77 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raises ``InvalidArgument`` for values that cannot work, alone or together. The port of a disabled endpoint is
         not looked at, as in Triton."""
-        endpoints = []
-        if self.allow_http:
-            endpoints.append(("http", self.http_address, self.http_port))
-        if self.allow_metrics:
-            endpoints.append(("metrics", self.metrics_address or self.http_address, self.metrics_port))
+        endpoints = self.endpoints()
         for endpoint, _, port in endpoints:
             if not 0 < port < 65536:
                 raise InvalidArgument(f"--{endpoint}-port must be between 1 and 65535, not {port}")
         for i, (endpoint, address, port) in enumerate(endpoints):
             for other, other_address, other_port in endpoints[:i]:
-                if (address, port) == (other_address, other_port):
+                if port == other_port and _overlap(address, other_address):
                     raise InvalidArgument(
                         f"--{other}-port and --{endpoint}-port are both {port}; "
                         f"they must differ, unless there is --allow-{endpoint}=false"
                     )
+        for protocol in ("http", "grpc"):
+            self._check_certificates(protocol)
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InvalidArgument(f"--{flag_name(name)} must be at least {least}, not {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise InvalidArgument(f"--{flag_name(name)} must be at most {most}, not {getattr(self, name)}")
         for setting in self.backend_config:
             if "=" not in setting:
                 raise InvalidArgument(f"--backend-config '{setting}' is not of the form <backend>,<key>=<value>")
         if self.load_model and self.model_control_mode != "explicit":
             raise InvalidArgument("--load-model needs --model-control-mode=explicit")
+        for setting in self.metrics_config:
+            if "=" not in setting:
+                raise InvalidArgument(f"--metrics-config '{setting}' is not of the form <setting>=<value>")
+
+    def _check_certificates(self, protocol: str) -> None:
+        mutual = getattr(self, f"{protocol}_use_ssl_mutual")
+        if not (mutual or getattr(self, f"{protocol}_use_ssl")):
+            return
+        for name in ("server_cert", "server_key", *(("root_cert",) if mutual else ())):
+            if not getattr(self, f"{protocol}_{name}"):
+                wanted_by = f"--{protocol}-use-ssl{'-mutual' if mutual else ''}"
+                raise InvalidArgument(f"{wanted_by} needs --{flag_name(f'{protocol}_{name}')}, the path of a PEM file")
+
+    def endpoints(self) -> list[tuple[str, str, int]]:
+        """Those that are on: ``http``, ``grpc`` or ``metrics``, address and port."""
+        endpoints = []
+        if self.allow_http:
+            endpoints.append(("http", self.http_address, self.http_port))
+        if self.allow_grpc:
+            endpoints.append(("grpc", self.grpc_address, self.grpc_port))
+        if self.allow_metrics:
+            endpoints.append(("metrics", self.metrics_address or self.http_address, self.metrics_port))
+        return endpoints
+
+    @property
+    def client_shm_allowed(self) -> bool:
+        """Whether clients may register memory. Unless said otherwise, only while all of them are on this machine: a
+        region is named by a path or key here, so that a distant client could only name somebody else's memory."""
+        if self.allow_client_shm != "auto":
+            return self.allow_client_shm == "true"
+        return all(_is_loopback(address) for endpoint, address, _ in self.endpoints() if endpoint != "metrics")
+
+
+def _is_loopback(address: str) -> bool:
+    import ipaddress  # every process imports this module, and few ask this
+
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Whether listeners on both addresses cannot have the same port."""
+    everywhere = {"", "0.0.0.0", "::"}  # noqa: S104
+    names = {"localhost": "127.0.0.1"}
+    return bool({first, second} & everywhere) or names.get(first, first) == names.get(second, second)
 
 
 _LEAST = {
@@ -167,7 +216,17 @@ _LEAST = {
     "frontend_arena_nbytes": 1024 * 1024,
     "worker_arena_nbytes": 1024 * 1024,
     "max_inflight": 1,
+    "http_process_count": 1,
+    "grpc_process_count": 1,
+    "grpc_keepalive_time": 1,
+    "grpc_keepalive_timeout": 1,
+    "grpc_http2_max_pings_without_data": 0,
+    "grpc_http2_min_recv_ping_interval_without_data": 0,
+    "grpc_http2_max_ping_strikes": 0,
+    "grpc_max_connection_age": 0,
+    "grpc_max_connection_age_grace": 0,
 }
+_MOST = {"http_process_count": 64, "grpc_process_count": 64}
 
 
 def flag_name(field: str) -> str:

@@ -22,6 +22,9 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\n"), min_siz
     http_port=st.integers(1, 65535),
     metrics_port=st.just(70000),
     allow_metrics=st.just(False),
+    allow_grpc=st.just(False),
+    http_restricted_api=st.lists(_TEXT).map(tuple),
+    allow_client_shm=st.sampled_from(["auto", "true", "false"]),
     strict_readiness=st.booleans(),
     log_verbose=st.integers(-5, 5),
     backend_config=st.lists(_TEXT.map(lambda text: text + "=1")).map(tuple),
@@ -34,6 +37,8 @@ def test_the_environment_carries_settings_unchanged(**values: object) -> None:
 def test_defaults_are_triton_s_except_for_the_address() -> None:
     settings = Settings.from_environ({})
     assert (settings.http_address, settings.http_port, settings.metrics_port) == ("127.0.0.1", 8000, 8002)
+    assert (settings.grpc_address, settings.grpc_port) == ("127.0.0.1", 8001)
+    assert (settings.grpc_keepalive_time, settings.grpc_http2_max_ping_strikes) == (7_200_000, 2)
     assert (settings.server_id, settings.exit_timeout_secs) == ("triton", 30)
     assert (settings.strict_readiness, settings.exit_on_error) == (True, True)
     assert (settings.http_max_input_size, settings.model_control_mode) == (67108864, "none")
@@ -46,6 +51,19 @@ def test_defaults_are_triton_s_except_for_the_address() -> None:
         ({"CONCH_HTTP_PORT": "8_000"}, "CONCH_HTTP_PORT must be a whole number"),
         ({"CONCH_HTTP_PORT": "0"}, "--http-port must be between 1 and 65535"),
         ({"CONCH_HTTP_PORT": "8002"}, "--http-port and --metrics-port are both 8002"),
+        ({"CONCH_GRPC_PORT": "8000"}, "--http-port and --grpc-port are both 8000"),
+        ({"CONCH_GRPC_PORT": "8002", "CONCH_METRICS_ADDRESS": "::"}, "--grpc-port and --metrics-port are both"),
+        ({"CONCH_GRPC_PORT": "8000", "CONCH_HTTP_ADDRESS": "localhost"}, "--http-port and --grpc-port are both 8000"),
+        ({"CONCH_GRPC_PORT": "70000"}, "--grpc-port must be between 1 and 65535"),
+        ({"CONCH_HTTP_PROCESS_COUNT": "0"}, "--http-process-count must be at least 1"),
+        ({"CONCH_GRPC_PROCESS_COUNT": "65"}, "--grpc-process-count must be at most 64"),
+        ({"CONCH_HTTP_USE_SSL": "1"}, "--http-use-ssl needs --http-server-cert"),
+        ({"CONCH_GRPC_USE_SSL": "1", "CONCH_GRPC_SERVER_CERT": "/c"}, "--grpc-use-ssl needs --grpc-server-key"),
+        (
+            {"CONCH_GRPC_USE_SSL_MUTUAL": "1", "CONCH_GRPC_SERVER_CERT": "/c", "CONCH_GRPC_SERVER_KEY": "/k"},
+            "--grpc-use-ssl-mutual needs --grpc-root-cert",
+        ),
+        ({"CONCH_METRICS_CONFIG": "counter_latencies"}, "<setting>=<value>"),
         ({"CONCH_ALLOW_HTTP": "yes"}, "CONCH_ALLOW_HTTP must be true, false, 1 or 0"),
         ({"CONCH_MODEL_CONTROL_MODE": "auto"}, "must be one of none, poll, explicit"),
         ({"CONCH_HTTP_MAX_INPUT_SIZE": "0"}, "--http-max-input-size must be at least 1"),
@@ -62,6 +80,32 @@ def test_what_cannot_work_is_refused_by_name(variables: dict[str, str], message:
 def test_the_port_of_a_disabled_endpoint_is_not_looked_at() -> None:
     settings = Settings.from_environ({"CONCH_ALLOW_METRICS": "false", "CONCH_METRICS_PORT": "8000"})
     assert settings.metrics_port == 8000
+    assert [endpoint for endpoint, _, _ in settings.endpoints()] == ["http", "grpc"]
+
+
+def test_one_port_on_two_addresses() -> None:
+    settings = Settings.from_environ({"CONCH_METRICS_ADDRESS": "127.0.0.2", "CONCH_METRICS_PORT": "8000"})
+    assert settings.endpoints()[2] == ("metrics", "127.0.0.2", 8000)
+
+
+@pytest.mark.parametrize(
+    ("variables", "allowed"),
+    [
+        ({}, True),
+        ({"CONCH_HTTP_ADDRESS": "::1", "CONCH_GRPC_ADDRESS": "localhost"}, True),
+        ({"CONCH_HTTP_ADDRESS": "127.8.9.10"}, True),
+        ({"CONCH_METRICS_ADDRESS": "192.0.2.1"}, True),
+        ({"CONCH_HTTP_ADDRESS": "192.0.2.1"}, False),
+        ({"CONCH_GRPC_ADDRESS": "192.0.2.1"}, False),
+        ({"CONCH_GRPC_ADDRESS": "192.0.2.1", "CONCH_ALLOW_GRPC": "false"}, True),
+        ({"CONCH_GRPC_ADDRESS": "127.example.com"}, False),
+        ({"CONCH_HTTP_ADDRESS": ""}, False),
+        ({"CONCH_HTTP_ADDRESS": "192.0.2.1", "CONCH_ALLOW_CLIENT_SHM": "true"}, True),
+        ({"CONCH_ALLOW_CLIENT_SHM": "false"}, False),
+    ],
+)
+def test_clients_on_this_machine_may_register_memory(variables: dict[str, str], allowed: bool) -> None:
+    assert Settings.from_environ(variables).client_shm_allowed is allowed
 
 
 def test_every_field_has_a_variable_of_its_own() -> None:

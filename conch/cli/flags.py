@@ -94,27 +94,50 @@ FLAGS: tuple[Flag, ...] = (
     _setting("HTTP", "http_port", "port to listen on"),
     _setting("HTTP", "http_max_input_size", "largest request body in bytes"),
     _setting("HTTP", "reuse_http_port", "share the port with other servers (SO_REUSEPORT)"),
-    _setting("HTTP", "http_header_forward_pattern", "headers that become request parameters", "accepted"),
-    *_later("HTTP", "http-thread-count", int, "frontends are processes"),
-    *_later("HTTP", "http-restricted-api", str, "APIS:HEADER=VALUE, a header that these APIs demand"),
+    _setting("HTTP", "http_process_count", "frontend processes that share the port"),
+    _setting("HTTP", "http_header_forward_pattern", "regular expression of headers that become request parameters"),
+    _setting("HTTP", "http_restricted_api", "APIS:HEADER=VALUE, a header that these APIs demand (may be repeated)"),
+    _setting("HTTP", "http_use_ssl", "serve HTTPS, and HTTP no more"),
+    _setting("HTTP", "http_use_ssl_mutual", "HTTPS, and clients must have a certificate too"),
+    _setting("HTTP", "http_server_cert", "PEM file of the server's certificates"),
+    _setting("HTTP", "http_server_key", "PEM file of the server's key"),
+    _setting("HTTP", "http_root_cert", "PEM file of the certificates that clients' are checked against"),
+    *_later("HTTP", "http-thread-count", int, "see --http-process-count"),
     # --------------------------------------------------------------------------------------------------------- gRPC
-    *_later("gRPC", "allow-grpc reuse-grpc-port", bool, "gRPC is not served yet"),
-    *_later("gRPC", "grpc-address", str, "gRPC is not served yet"),
-    *_later("gRPC", "grpc-port", int, "gRPC is not served yet"),
-    *_later("gRPC", "grpc-header-forward-pattern grpc-infer-response-compression-level", str, "gRPC"),
-    *_later("gRPC", "grpc-restricted-protocol grpc-server-cert grpc-server-key grpc-root-cert", str, "gRPC"),
-    *_later("gRPC", "grpc-infer-thread-count grpc-infer-allocation-pool-size grpc-max-response-pool-size", int, "gRPC"),
-    *_later("gRPC", "grpc-use-ssl grpc-use-ssl-mutual grpc-keepalive-permit-without-calls", bool, "gRPC"),
-    *_later("gRPC", "grpc-keepalive-time grpc-keepalive-timeout grpc-http2-max-pings-without-data", int, "gRPC"),
-    *_later("gRPC", "grpc-http2-min-recv-ping-interval-without-data grpc-http2-max-ping-strikes", int, "gRPC"),
-    *_later("gRPC", "grpc-max-connection-age grpc-max-connection-age-grace", int, "gRPC"),
+    _setting("gRPC", "allow_grpc", "serve gRPC"),
+    _setting("gRPC", "grpc_address", "address to listen on (Triton: 0.0.0.0)"),
+    _setting("gRPC", "grpc_port", "port to listen on"),
+    _setting("gRPC", "reuse_grpc_port", "share the port with other servers (SO_REUSEPORT)"),
+    _setting("gRPC", "grpc_process_count", "frontend processes that share the port"),
+    _setting("gRPC", "grpc_engine", "aio: grpcio; native: pygrpc-native; auto: native if installed"),
+    _setting("gRPC", "grpc_header_forward_pattern", "regular expression of metadata that become request parameters"),
+    _setting(
+        "gRPC", "grpc_restricted_protocol", "PROTOCOLS:KEY=VALUE, metadata that these APIs demand (may be repeated)"
+    ),
+    _setting("gRPC", "grpc_infer_response_compression_level", "compression of answers"),
+    _setting("gRPC", "grpc_use_ssl", "serve TLS only"),
+    _setting("gRPC", "grpc_use_ssl_mutual", "TLS, and clients must have a certificate too"),
+    _setting("gRPC", "grpc_server_cert", "PEM file of the server's certificates"),
+    _setting("gRPC", "grpc_server_key", "PEM file of the server's key"),
+    _setting("gRPC", "grpc_root_cert", "PEM file of the certificates that clients' are checked against"),
+    _setting("gRPC", "grpc_keepalive_time", "ms without activity after which a client is pinged"),
+    _setting("gRPC", "grpc_keepalive_timeout", "ms that the answer to a ping may take"),
+    _setting("gRPC", "grpc_keepalive_permit_without_calls", "ping also while there are no calls"),
+    _setting("gRPC", "grpc_http2_max_pings_without_data", "pings in a row without data; 0: any number"),
+    _setting("gRPC", "grpc_http2_min_recv_ping_interval_without_data", "ms between a client's pings without data"),
+    _setting("gRPC", "grpc_http2_max_ping_strikes", "bad pings until a connection is closed; 0: any number"),
+    _setting("gRPC", "grpc_max_connection_age", "ms until a connection is closed gently; 0: never"),
+    _setting("gRPC", "grpc_max_connection_age_grace", "ms that its calls may take then; 0: any time"),
+    *_later("gRPC", "grpc-infer-thread-count", int, "see --grpc-process-count"),
+    *_later("gRPC", "grpc-infer-allocation-pool-size grpc-max-response-pool-size", int, "C++ memory pools"),
     # ------------------------------------------------------------------------------------------------------ metrics
-    _setting("Metrics", "allow_metrics", "serve metrics", "accepted"),
-    _setting("Metrics", "metrics_address", "address to listen on; default: that of HTTP", "accepted"),
-    _setting("Metrics", "metrics_port", "port to listen on", "accepted"),
-    _setting("Metrics", "metrics_interval_ms", "milliseconds between two looks at CPU and GPU", "accepted"),
-    *_later("Metrics", "allow-gpu-metrics allow-cpu-metrics", bool, "device metrics"),
-    *_later("Metrics", "metrics-config", str, "NAME=VALUE settings of single metrics"),
+    _setting("Metrics", "allow_metrics", "serve metrics"),
+    _setting("Metrics", "metrics_address", "address to listen on; default: that of HTTP"),
+    _setting("Metrics", "metrics_port", "port to listen on"),
+    _setting("Metrics", "metrics_interval_ms", "milliseconds between two looks at the CPU"),
+    _setting("Metrics", "allow_cpu_metrics", "metrics of the machine's processors and memory"),
+    _setting("Metrics", "allow_gpu_metrics", "there are no GPU metrics", "accepted"),
+    _setting("Metrics", "metrics_config", "SETTING=VALUE: counter_latencies=false (may be repeated)"),
     # ------------------------------------------------------------------------------------------------------ logging
     _setting("Logging", "log_verbose", "1 and more: show and log every step"),
     _setting("Logging", "log_info", "log information"),
@@ -122,19 +145,26 @@ FLAGS: tuple[Flag, ...] = (
     _setting("Logging", "log_error", "log errors"),
     _setting("Logging", "log_format", "form of the time stamps: default or ISO8601"),
     *_later("Logging", "log-file", str, "each process logs to its own file below RUN_DIR/logs"),
-    *_later("Logging", "trace-config trace-file trace-level", str, "request tracing"),
-    *_later("Logging", "trace-rate trace-count trace-log-frequency", int, "request tracing"),
+    _setting("Logging", "trace_config", "its settings can be seen and changed, but no request is traced", "accepted"),
+    *_later("Logging", "trace-file trace-level", str, "deprecated; request tracing"),
+    *_later("Logging", "trace-rate trace-count trace-log-frequency", int, "deprecated; request tracing"),
     # ----------------------------------------------------------------------------------------------------- backends
     _setting("Backends", "backend_config", "BACKEND,KEY=VALUE (may be repeated)"),
     *_later("Backends", "backend-directory", str, "backends are Python modules of Conch"),
     *_later("Backends", "cache-config cache-directory", str, "response cache"),
-    *_later("Backends", "response-cache-byte-size", int, "response cache"),
+    *_later("Backends", "response-cache-byte-size", int, "deprecated; response cache"),
     *_later("Backends", "rate-limit rate-limit-resource", str, "rate limiter"),
     # ------------------------------------------------------------------------------------------- memory and devices
     _setting("Memory and devices", "frontend_arena_nbytes", "cap of one frontend's shared memory for inputs"),
     _setting("Memory and devices", "worker_arena_nbytes", "cap of one worker's shared memory for outputs"),
     _setting("Memory and devices", "max_inflight", "cap of the requests that one frontend holds at a time"),
-    *_later("Memory and devices", "allow-client-shm", bool, "regions that clients register"),
+    Flag(
+        "Memory and devices",
+        "allow-client-shm",
+        "clients may register memory; auto: if HTTP and gRPC are on loopback",
+        "allow_client_shm",
+        bool,
+    ),
     *_later("Memory and devices", "pinned-memory-pool-byte-size buffer-manager-thread-count", int, "C++ memory pools"),
     *_later("Memory and devices", "cuda-memory-pool-byte-size cuda-virtual-address-size", str, "C++ memory pools"),
     *_later("Memory and devices", "min-supported-compute-capability", str, "GPU selection"),
@@ -186,7 +216,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Parsed:
 
 
 def _take(flag: Flag, source: str, text: str, values: dict[str, Any], warnings: list[str]) -> None:
-    value = parse_value(source, text, flag.kind)
+    by_default = text == _DEFAULTS.get(flag.field)  # of a boolean that has a third value
+    value = text if by_default else parse_value(source, text, flag.kind)
     switches_off = flag.kind is bool and flag.name.startswith("allow-") and not value
     if flag.status == "accepted" and not switches_off:
         warnings.append(f"{source} is accepted but has no effect yet ({flag.help})")
@@ -195,6 +226,8 @@ def _take(flag: Flag, source: str, text: str, values: dict[str, Any], warnings: 
     if flag.name == "strict-model-config":
         values[flag.field] = value
         warnings.append("--strict-model-config is deprecated: use --disable-auto-complete-config")
+    elif flag.kind is bool and _KINDS[flag.field] is not bool:
+        values[flag.field] = format_value(value)
     elif isinstance(value, tuple):
         values[flag.field] = values.get(flag.field, ()) + value
     else:

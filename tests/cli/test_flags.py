@@ -73,6 +73,36 @@ def test_a_boolean_flag_alone_means_true() -> None:
     assert settings_of("--disable-auto-complete-config").disable_auto_complete_config
 
 
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ((), "auto"),
+        (("--allow-client-shm",), "true"),
+        (("--allow-client-shm=1",), "true"),
+        (("--allow-client-shm", "false"), "false"),
+        (("--allow-client-shm=auto",), "auto"),
+    ],
+)
+def test_a_boolean_with_a_third_value(arguments: tuple[str, ...], wanted: str) -> None:
+    assert settings_of(*arguments).allow_client_shm == wanted
+
+
+def test_repeatable_flags_keep_their_order() -> None:
+    settings = settings_of(
+        "--http-restricted-api=health:a=b",
+        "--http-restricted-api=inference,model-repository:c=d",
+        "--grpc-restricted-protocol=health:a=b",
+        "--metrics-config=counter_latencies=false",
+        "--trace-config=rate=100",
+        "--trace-config",
+        "level=TIMESTAMPS",
+    )
+    assert settings.http_restricted_api == ("health:a=b", "inference,model-repository:c=d")
+    assert settings.grpc_restricted_protocol == ("health:a=b",)
+    assert settings.metrics_config == ("counter_latencies=false",)
+    assert settings.trace_config == ("rate=100", "level=TIMESTAMPS")
+
+
 def test_strict_model_config_is_the_old_spelling() -> None:
     assert settings_of("--strict-model-config=true").disable_auto_complete_config
     assert not settings_of("--strict-model-config=false").disable_auto_complete_config
@@ -91,6 +121,9 @@ def test_strict_model_config_is_the_old_spelling() -> None:
         ("--http-port", "--http-port needs a value"),
         ("--http-port=x", "--http-port must be a whole number, not 'x'"),
         ("--grpc-port=x", "--grpc-port must be a whole number"),
+        ("--grpc-port=8000", "--http-port and --grpc-port are both 8000"),
+        ("--grpc-infer-thread-count=x", "--grpc-infer-thread-count must be a whole number"),
+        ("--allow-client-shm=maybe", "--allow-client-shm must be true, false, 1 or 0"),
         ("--exit-on-error=maybe", "--exit-on-error must be true, false, 1 or 0"),
     ],
 )
@@ -101,8 +134,13 @@ def test_what_is_wrong_is_said(argument: str, message: str) -> None:
 
 
 def test_known_but_not_there_yet_is_a_warning() -> None:
-    parsed = parse(["--grpc-port=9001", "--cache-config", "local,size=1", "--allow-grpc=false"], {})
-    assert [warning.split()[0] for warning in parsed.warnings] == ["--grpc-port", "--cache-config"]
+    accepted = ["--grpc-infer-thread-count=4", "--cache-config", "local,size=1", "--trace-rate=100"]
+    parsed = parse([*accepted, "--grpc-port=9001", "--allow-sagemaker=false", "--allow-gpu-metrics=false"], {})
+    assert [warning.split()[0] for warning in parsed.warnings] == [
+        "--grpc-infer-thread-count",
+        "--cache-config",
+        "--trace-rate",
+    ]
     assert all("no effect yet" in warning for warning in parsed.warnings)
 
 
@@ -119,7 +157,7 @@ def test_a_flag_back_to_the_default_wins_over_the_environment() -> None:
 
 
 def test_the_environment_is_checked_too() -> None:
-    parsed = parse([], {"CONCH_HTTP_PROT": "1", "CONCH_GRPC_PORT": "9001", "HOME": "/"})
+    parsed = parse([], {"CONCH_HTTP_PROT": "1", "CONCH_HTTP_THREAD_COUNT": "8", "HOME": "/"})
     assert len(parsed.warnings) == 2
     assert any("did you mean CONCH_HTTP_PORT?" in warning for warning in parsed.warnings)
 

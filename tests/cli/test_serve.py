@@ -374,7 +374,7 @@ def test_supervisord_takes_every_flag_and_says_what_is_wrong(repository: Path, r
             "CONCH_RUN_DIR": str(run_dir),
             "CONCH_HTTP_PORT": str(port),
             "CONCH_HTTP_PRT": "1",
-            "CONCH_GRPC_PORT": "8001",
+            "CONCH_HTTP_THREAD_COUNT": "8",
         },
     )
     server = Server([repository], run_dir, http_port=port, process=process)
@@ -382,7 +382,7 @@ def test_supervisord_takes_every_flag_and_says_what_is_wrong(repository: Path, r
         server.read_output(time.monotonic() + 15, "the reason is in")
         shown = server.output
         assert "did you mean CONCH_HTTP_PORT?" in shown
-        assert "CONCH_GRPC_PORT is accepted but has no effect yet" in shown
+        assert "CONCH_HTTP_THREAD_COUNT is accepted but has no effect yet" in shown
         assert f"'{repository / 'nowhere'}' is no folder" in shown
         assert "broker ended just after its start; the reason is in" in shown
         (repository / "nowhere").mkdir()

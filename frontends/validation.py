@@ -9,6 +9,7 @@ from typing import NamedTuple, NoReturn
 
 from conch.datatypes import BYTES_PREFIX_NBYTES, element_count
 from conch.errors import InvalidArgument
+from conch.refusals import refusal, wrong_elements
 from conch.tensors import BadBytes, count
 from frontends.inference import InferenceCall, TensorInput
 from frontends.models import InputRule, ReadyModel
@@ -117,7 +118,7 @@ def _shape_key(model: ReadyModel, call: InferenceCall) -> str:
 
 def refused(call: InferenceCall, text: str) -> InvalidArgument:
     """The error for an invalid request, with the prefix that Triton's core puts before it."""
-    return InvalidArgument(f"[request id: {call.client_id or '<id_unknown>'}] {text}")
+    return InvalidArgument(refusal(call.client_id, text))
 
 
 def _refuse(model: ReadyModel, call: InferenceCall) -> NoReturn:
@@ -230,7 +231,6 @@ def _sizes(model: ReadyModel, call: InferenceCall) -> str:
         rule = model.inputs[tensor.name]
         nbytes = len(tensor.data)
         elements = element_count(tensor.shape)
-        where = f"for inference input '{rule.name}' for model '{model.name}'"
         if rule.element_nbytes:
             if nbytes != elements * rule.element_nbytes:
                 return (
@@ -238,33 +238,10 @@ def _sizes(model: ReadyModel, call: InferenceCall) -> str:
                     f"{elements * rule.element_nbytes}, got {nbytes}"
                 )
             continue
-        try:
-            found = count(tensor.data, elements)
-        except BadBytes:
-            return _incomplete(tensor.data, where)
-        if found > elements:
-            return f"unexpected number of string elements {found} {where}, expecting {elements}"
-        if found < elements:
-            return f"expected {elements} string elements {where}, got {found}"
+        text = wrong_elements(tensor.data, elements, rule.name, model.name)
+        if text:
+            return text
     return ""
-
-
-def _incomplete(data: bytes | bytearray | memoryview, where: str) -> str:
-    """What is missing at the end of ``data``, which is not a whole number of BYTES elements."""
-    left = len(data)
-    while left >= BYTES_PREFIX_NBYTES:
-        start = len(data) - left
-        length = int.from_bytes(data[start : start + BYTES_PREFIX_NBYTES], "little")
-        left -= BYTES_PREFIX_NBYTES
-        if left < length:
-            return (
-                f"incomplete string data {where}, expecting string of length {length} but only {left} bytes available"
-            )
-        left -= length
-    return (
-        f"incomplete string length indicator {where}, expecting {BYTES_PREFIX_NBYTES} bytes but only {left} bytes "
-        "available. Please make sure the string length indicator is in one buffer."
-    )
 
 
 def _unexpected_input(model: ReadyModel, tensor: TensorInput) -> str:

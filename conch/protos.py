@@ -21,6 +21,11 @@ def _load(name: str) -> ModuleType:
         return loaded
     if _PACKAGE in sys.modules:
         return importlib.import_module(qualified)
+    return _load_file(name)
+
+
+def _load_file(name: str) -> ModuleType:
+    qualified = f"{_PACKAGE}.{name}"
     parent = importlib.util.find_spec("tritonclient")
     if parent is None or not parent.submodule_search_locations:
         raise ImportError("the package tritonclient is missing; install it with: pip install 'tritonclient[grpc]'")
@@ -40,3 +45,18 @@ def _load(name: str) -> ModuleType:
 
 #: the module ``tritonclient.grpc.model_config_pb2``: ``ModelConfig`` and everything in it
 model_config_pb2 = _load("model_config_pb2")
+
+
+def load_service_pb2() -> ModuleType:
+    """The module ``tritonclient.grpc.service_pb2``: the messages of ``GRPCInferenceService``. 10 ms the first time."""
+    if f"{_PACKAGE}.service_pb2" in sys.modules or _PACKAGE in sys.modules:
+        return _load("service_pb2")
+    # it imports model_config_pb2 from its package, which must not be run for that
+    package = ModuleType(_PACKAGE)
+    package.model_config_pb2 = model_config_pb2  # type: ignore[attr-defined]
+    sys.modules[_PACKAGE] = package
+    try:
+        return _load_file("service_pb2")
+    finally:
+        if sys.modules.get(_PACKAGE) is package:
+            del sys.modules[_PACKAGE]

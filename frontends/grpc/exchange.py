@@ -5,6 +5,7 @@ road, one message at a time.
 """
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -70,4 +71,19 @@ class Application(Protocol):
     def stream(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
         """``call.payload`` is empty. A ``Failure`` is the last item. Closing the iterator cancels what is on its way:
         the client has gone."""
+        ...
+
+
+class Engine(Protocol):
+    """Serves one application on one port. Made from ``(application, settings)``, as ``frontends.grpc.engines`` does.
+    All methods belong to the loop's thread."""
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Serves from now on. ``listener`` is bound to the port and does not listen yet; the engine closes it when it
+        binds a socket of its own. Raises ``Unavailable`` and ``InvalidArgument`` (certificates)."""
+        ...
+
+    async def close(self, grace_s: float) -> None:
+        """Closes the port. Replies that there are already are written for at most ``grace_s``, everything else is cut
+        off. To refuse new RPCs and to wait for those in flight is the application's and the server's business."""
         ...

@@ -162,7 +162,7 @@ def running_servers(repository: Path, classifier: Path, triton_url: str) -> Iter
         if triton_url:
             found.append(Server("Triton", triton_url))
         elif servers.ORACLE.exists():
-            found.append(stack.enter_context(servers.triton(repository)))
+            found.append(stack.enter_context(servers.triton([repository])))
         else:
             print("no Triton to compare with: give --triton-url", file=sys.stderr)
         yield found

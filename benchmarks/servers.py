@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,11 @@ STOP_WITHIN_S = 30
 
 @dataclass(frozen=True)
 class Server:
-    """``address`` is host:port of its HTTP endpoint."""
+    """``address`` and ``grpc_address`` are host:port; the second is empty if nobody knows it."""
 
     name: str
     address: str
+    grpc_address: str = ""
 
     def ready(self) -> bool:
         try:
@@ -80,29 +81,42 @@ def _running(server: Server, command: list[str], start_within_s: float) -> Itera
             process.wait()
 
 
+def _listening(name: str, ports: tuple[int, int] | None) -> tuple[Server, list[str]]:
+    """The server to be, and its flags: on 127.0.0.1, on ``ports`` for HTTP and gRPC or on free ones."""
+    http_port, grpc_port = ports or (free_port(), free_port())
+    flags = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", "--allow-metrics=false"]
+    flags += ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
+    return Server(name, f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"), flags
+
+
 @contextlib.contextmanager
-def conch(repositories: list[Path]) -> Iterator[Server]:
+def conch(
+    repositories: list[Path], flags: Sequence[str] = (), ports: tuple[int, int] | None = None
+) -> Iterator[Server]:
     """Conch of this checkout, with this interpreter. Raises ``DoesNotStart``."""
-    port = free_port()
+    server, where = _listening("Conch", ports)
     run_dir = Path(tempfile.mkdtemp(prefix="conch-bench-", dir="/tmp"))
     command = [
-        *(sys.executable, "-P", "-m", "conch", "serve", f"--http-port={port}", "--allow-metrics=false"),
-        *(f"--run-dir={run_dir}", *(f"--model-repository={path}" for path in repositories)),
+        *(sys.executable, "-P", "-m", "conch", "serve", *where, f"--run-dir={run_dir}"),
+        *(*(f"--model-repository={path}" for path in repositories), *flags),
     ]
     try:
-        with _running(Server("Conch", f"127.0.0.1:{port}"), command, START_WITHIN_S) as server:
+        with _running(server, command, START_WITHIN_S):
             yield server
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def triton(repository: Path) -> Iterator[Server]:
-    """The real Triton by way of ``ORACLE``, listening on 127.0.0.1. Raises ``DoesNotStart``."""
-    port = free_port()
+def triton(
+    repositories: list[Path], flags: Sequence[str] = (), ports: tuple[int, int] | None = None
+) -> Iterator[Server]:
+    """The real Triton by way of ``ORACLE``. Raises ``DoesNotStart``."""
+    server, where = _listening("Triton", ports)
+    first, *others = repositories
     command = [
-        *("bash", str(ORACLE), str(repository), f"--http-port={port}", "--http-address=127.0.0.1"),
-        *("--allow-grpc=false", "--allow-metrics=false"),
+        *("bash", str(ORACLE), str(first), *where),
+        *(*(f"--model-repository={path}" for path in others), *flags),
     ]
-    with _running(Server("Triton", f"127.0.0.1:{port}"), command, INSTALL_WITHIN_S) as server:
+    with _running(server, command, INSTALL_WITHIN_S):
         yield server

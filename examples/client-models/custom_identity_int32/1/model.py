@@ -1,0 +1,1 @@
+../../../model_repository/simple_identity/1/model.py

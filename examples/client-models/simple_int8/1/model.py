@@ -1,0 +1,1 @@
+../../../model_repository/simple/1/model.py

@@ -3,49 +3,36 @@
 It was measured against ZeroMQ, whose threads cost more than the message (``docs/performance.md``).
 """
 
-import errno
 import socket
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from conch.channels import BadMessage, ChannelClosed
-from conch.channels.seqpacket import MAX_MESSAGE_NBYTES, MessageTooLong
+from conch.channels.seqpacket import MessageSocket, check_length, check_still_open
 
 Out = TypeVar("Out")
 In = TypeVar("In")
 
-#: the kernel lacks memory at the moment; the connection is whole
-_SHORTAGES = (errno.ENOBUFS, errno.ENOMEM)
 
-
-class DataChannel(Generic[Out, In]):
-    """One end of a connected socket, which it owns. For one thread."""
+class DataChannel(MessageSocket[In], Generic[Out, In]):
+    """A channel without descriptors. For one thread."""
 
     def __init__(self, connection: socket.socket, incoming: type[In] | Any) -> None:
-        connection.setblocking(False)
-        self._connection = connection
+        super().__init__(connection, incoming)
         self._send = connection.send
         self._receive_into = connection.recv_into
-        self._decode = msgspec.msgpack.Decoder(incoming).decode
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._buffer = bytearray(MAX_MESSAGE_NBYTES)
-        self._view = memoryview(self._buffer)
 
     def send_nowait(self, message: Out) -> bool:
         """False if the peer's buffer is full. Raises ``MessageTooLong``, and ``ChannelClosed``, after which there may
         still be something to receive."""
         encoded = self._encode(message)
-        if len(encoded) > MAX_MESSAGE_NBYTES:
-            raise MessageTooLong(f"{len(encoded)} bytes beside its tensors are more than {MAX_MESSAGE_NBYTES}")
+        check_length(encoded)
         try:
             self._send(encoded)
-        except BlockingIOError:
-            return False
         except OSError as error:
-            if error.errno in _SHORTAGES:
-                return False
-            raise ChannelClosed(str(error)) from error
+            check_still_open(error)
+            return False
         return True
 
     def receive_nowait(self) -> In | None:
@@ -66,9 +53,3 @@ class DataChannel(Generic[Out, In]):
         except (msgspec.DecodeError, RecursionError) as error:
             raise BadMessage(str(error)) from error
         return message
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def close(self) -> None:
-        self._connection.close()

@@ -26,8 +26,8 @@ _BACKLOG = 1024
 #: as plain integers: the enumerations cost a microsecond each time
 _TRUNCATED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
-#: of memory, or of descriptors that may be on their way at a time
-_SHORTAGES = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+#: the peer's buffer is full, or the kernel is short of memory or of descriptors on their way: the connection is whole
+_TEMPORARY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 
 class MessageTooLong(Exception):
@@ -55,18 +55,43 @@ def connect(path: Path) -> socket.socket:
     return connection
 
 
-class SeqpacketChannel(Generic[Out, In]):
-    """One end of a connected socket, which it owns."""
+class MessageSocket(Generic[In]):
+    """One end of a connected socket, which it owns, with a codec and a buffer: what both kinds of channels have."""
 
     def __init__(self, connection: socket.socket, incoming: type[In] | Any) -> None:
         connection.setblocking(False)
         self._connection = connection
-        self._receive_into = connection.recvmsg_into
         self._decode = msgspec.msgpack.Decoder(incoming).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._buffer = bytearray(MAX_MESSAGE_NBYTES)
-        self._buffers = [self._buffer]
         self._view = memoryview(self._buffer)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def check_length(encoded: bytes) -> None:
+    """Raises ``MessageTooLong``."""
+    if len(encoded) > MAX_MESSAGE_NBYTES:
+        raise MessageTooLong(f"{len(encoded)} bytes beside its tensors are more than {MAX_MESSAGE_NBYTES}")
+
+
+def check_still_open(error: OSError) -> None:
+    """After a failed send. Raises ``ChannelClosed`` unless it may succeed later."""
+    if error.errno not in _TEMPORARY:
+        raise ChannelClosed(str(error)) from error
+
+
+class SeqpacketChannel(MessageSocket[In], Generic[Out, In]):
+    """A channel whose messages may bring a descriptor."""
+
+    def __init__(self, connection: socket.socket, incoming: type[In] | Any) -> None:
+        super().__init__(connection, incoming)
+        self._receive_into = connection.recvmsg_into
+        self._buffers = [self._buffer]
 
     def send_nowait(self, message: Out, descriptor: int | None = None) -> bool:
         """False if the peer's buffer is full, or the kernel short of what it takes. Raises ``MessageTooLong``, and
@@ -75,20 +100,16 @@ class SeqpacketChannel(Generic[Out, In]):
         ``descriptor`` is duplicated into the receiver; the caller keeps its own.
         """
         encoded = self._encode(message)
-        if len(encoded) > MAX_MESSAGE_NBYTES:
-            raise MessageTooLong(f"{len(encoded)} bytes")
+        check_length(encoded)
         try:
             if descriptor is None:
                 self._connection.send(encoded)
             else:
                 rights = array.array("i", [descriptor])
                 self._connection.sendmsg([encoded], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        except BlockingIOError:
-            return False
         except OSError as error:
-            if error.errno in _SHORTAGES:
-                return False
-            raise ChannelClosed(str(error)) from error
+            check_still_open(error)
+            return False
         return True
 
     def receive_nowait(self) -> tuple[In, int | None] | None:
@@ -119,12 +140,6 @@ class SeqpacketChannel(Generic[Out, In]):
             _close_all(descriptors)
             raise BadMessage(str(error)) from error
         return message, descriptors[0] if descriptors else None
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -2,13 +2,30 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
-from conch.errors import Unsupported
-from conch.messages import Batch, Block, Dispatch, Done, Fault, Response
+from conch.datatypes import element_count
+from conch.errors import ConchError, InvalidArgument, Unsupported, to_fault
+from conch.messages import (
+    Batch,
+    Block,
+    ClientRegion,
+    CudaRegion,
+    Dispatch,
+    Done,
+    Fault,
+    Request,
+    Response,
+    TensorDescription,
+    TensorReference,
+)
 from conch.model_config import ModelConfig
+from conch.refusals import refusal, wrong_elements
+from conch.tensors import STORAGE_DTYPES
 from shm.base import BadReference
+from shm.client_regions import ClientWindow
 from shm.leases import LeasedArena
 from workers.backends.base import Backend, Input, Item, Result, Timing
 from workers.outputs import respond
@@ -17,6 +34,8 @@ from workers.shapes import Reshapes
 from workers.shared_state import SharedState
 
 logger = logging.getLogger("conch.workers.batch")
+
+_NO_TARGETS: Mapping[str, ClientWindow] = MappingProxyType({})
 
 
 class BatchRunner:
@@ -40,20 +59,27 @@ class BatchRunner:
         self._connections.look_around()
         results: list[Result | None] = []
         items: list[Item] = []
+        targets: dict[int, dict[str, ClientWindow]] = {}
         undelivered: list[int] = []
         for position, dispatch in enumerate(batch.items):
             try:
+                if dispatch.request.targets:
+                    targets[position] = self._targets(dispatch)
                 items.append(self._item(dispatch))
                 results.append(None)
             except RequesterGone as error:
                 logger.info("%s", error)
                 undelivered.append(position)
                 results.append(Result())
-            except Unsupported as error:
-                results.append(Result(error=Fault("Unsupported", error.message)))
+            except ConchError as error:
+                results.append(Result(error=to_fault(error)))
+            except MemoryError:
+                text = "the model's process has no memory for a copy of the inputs; try again, or send less"
+                results.append(Result(error=Fault("Overloaded", text)))
             except BadReference as error:
-                logger.error("an input cannot be read: %s", error)
-                results.append(Result(error=Fault("Internal", "the server could not read this request's inputs")))
+                logger.error("memory of request %d cannot be used: %s", dispatch.request.id, error)
+                text = "the server could not find the memory of this request's inputs or outputs"
+                results.append(Result(error=Fault("Internal", text)))
         timing = Timing(infer_start_ns=time.monotonic_ns())
         answers = iter(self._execute(items, timing) if items else ())
         timing.infer_end_ns = timing.infer_end_ns or time.monotonic_ns()
@@ -64,7 +90,8 @@ class BatchRunner:
             result = results[position] or next(answers)
             if position in undelivered:
                 continue
-            response = respond(self._arena, dispatch.requester, dispatch.request, result, self._reshapes)
+            windows = targets.get(position, _NO_TARGETS)
+            response = respond(self._arena, dispatch.requester, dispatch.request, result, self._reshapes, windows)
             if response.error is not None:
                 failed.append(position)
             if dispatch.requester in responses:
@@ -89,20 +116,50 @@ class BatchRunner:
         )
 
     def _item(self, dispatch: Dispatch) -> Item:
-        """The request with its inputs mapped. Raises ``RequesterGone``, ``BadReference`` and ``Unsupported``."""
+        """The request with its inputs mapped. Raises ``RequesterGone``, ``BadReference``, ``Unsupported`` and
+        ``InvalidArgument``."""
         requester, request = dispatch.requester, dispatch.request
-        if request.targets:
-            raise Unsupported("outputs in shared memory of the client are not supported yet")
         view = self._connections.view
         reshapes = self._reshapes
         inputs = []
         for tensor in request.inputs:
             reference = tensor.reference
-            if type(reference) is not Block:
-                raise Unsupported(f"input '{tensor.name}' lies in a kind of memory that is not supported yet")
+            if type(reference) is Block:
+                data = view(requester, reference)
+            else:
+                data = self._client_input(requester, request, tensor)
             shape = tensor.shape if reshapes is None else reshapes.to_model(tensor.name, tensor.shape)
-            inputs.append(Input(tensor.name, tensor.datatype, shape, view(requester, reference)))
+            inputs.append(Input(tensor.name, tensor.datatype, shape, data))
         return Item(request, inputs, partial(self._shared.is_cancelled, requester, request.id))
+
+    def _client_input(self, requester: str, request: Request, tensor: TensorDescription) -> memoryview:
+        """An input in a client's region, read-only: a view of it where that is safe. Of BYTES it is a copy, because the
+        client might change lengths that have been checked; frameworks expect numbers to lie at a multiple of their
+        size."""
+        window = self._window(requester, tensor.reference, f"input '{tensor.name}'")
+        if tensor.datatype != "BYTES":
+            if window.is_aligned(STORAGE_DTYPES[tensor.datatype].itemsize):
+                return window.view.toreadonly()
+            return memoryview(bytes(window.view))
+        data = bytes(window.view)
+        text = wrong_elements(data, element_count(tensor.shape), tensor.name, request.model)
+        if text:
+            raise InvalidArgument(refusal(request.client_id, text))
+        return memoryview(data)
+
+    def _targets(self, dispatch: Dispatch) -> dict[str, ClientWindow]:
+        """Where outputs go that are not to go to the arena, by name. Raises as ``_item``."""
+        return {
+            target.name: self._window(dispatch.requester, target.reference, f"output '{target.name}'")
+            for target in dispatch.request.targets
+        }
+
+    def _window(self, requester: str, reference: TensorReference, tensor: str) -> ClientWindow:
+        if type(reference) is ClientRegion:
+            return self._connections.window(requester, reference, tensor)
+        if type(reference) is CudaRegion:
+            raise Unsupported(f"{tensor} is in CUDA shared memory, which cannot be used yet: use system shared memory")
+        raise Unsupported(f"{tensor} is in a kind of memory that is not supported yet")
 
     def _execute(self, items: list[Item], timing: Timing) -> Sequence[Result]:
         """As many results as items, whatever the backend does. ``SystemExit`` passes."""

@@ -1,14 +1,14 @@
 """Where responses go: one SEQPACKET connection per requester, straight from this worker.
 
 A connection is made when a requester's first batch arrives. Both ends then announce their segments with descriptors:
-the requester its input arena, the worker its output arena and lease pages. Inputs are read, and outputs leased, by
-references into those.
+the requester its input arena and the regions of clients, the worker its output arena and lease pages. Inputs are read,
+and outputs leased, by references into those.
 """
 
 import logging
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -17,6 +17,7 @@ from conch.channels.seqpacket import MAX_MESSAGE_NBYTES, MessageTooLong, Seqpack
 from conch.messages import (
     PROTOCOL_VERSION,
     Block,
+    ClientRegion,
     Fault,
     Link,
     RequesterToWorker,
@@ -28,6 +29,7 @@ from conch.messages import (
 )
 from conch.run_dir import RunDir
 from shm.base import BadReference
+from shm.client_regions import ClientRegions, ClientWindow
 from shm.leases import LeasedArena
 from shm.mapping import Mappings
 from shm.segment import Segment
@@ -66,6 +68,7 @@ class Connections:
         self._channels: dict[str, RequesterChannel] = {}
         self._requesters: dict[int, str] = {}  # by descriptor
         self._mappings: dict[str, Mappings] = {}
+        self._regions: dict[str, ClientRegions] = {}
         self._looks = 0
         outputs.arena.on_segment_added = self._announce
         outputs.arena.on_segment_retired = self._retire
@@ -86,19 +89,32 @@ class Connections:
                     raise
         else:
             self._connect(requester)
-        self._await_segment(requester, block.segment)
-        return self._mappings[requester].view(block)
+            mappings = self._mappings[requester]
+        self._await_segment(requester, block.segment, mappings.__contains__)
+        return mappings.view(block)
 
-    def _await_segment(self, requester: str, segment: int) -> None:
+    def window(self, requester: str, reference: ClientRegion, tensor: str) -> ClientWindow:
+        """Part of a client's region that the requester has announced, see ``ClientRegions.window``.
+
+        Raises ``RequesterGone``, ``BadReference`` and ``InvalidArgument``.
+        """
+        regions = self._regions.get(requester)
+        if regions is None:
+            self._connect(requester)
+            regions = self._regions[requester]
+        if not regions.knows(reference.region):
+            self._await_segment(requester, reference.region, regions.knows)
+        return regions.window(reference, tensor)
+
+    def _await_segment(self, requester: str, segment: int, is_known: Callable[[int], bool]) -> None:
         deadline = time.monotonic() + SEGMENT_TIMEOUT_S
-        mappings = self._mappings[requester]
         channel = self._channels[requester]
         waiter = select.poll()
         waiter.register(channel.fileno(), select.POLLIN)
         while True:
             if not self.read(requester):
                 raise RequesterGone(f"requester {requester} closed its connection")
-            if segment in mappings:
+            if is_known(segment):
                 return
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0 or not waiter.poll(remaining_s * 1000):
@@ -110,14 +126,20 @@ class Connections:
         if channel is None:
             return False
         mappings = self._mappings[requester]
+        regions = self._regions[requester]
         try:
             while (received := channel.receive_nowait()) is not None:
                 message, descriptor = received
                 match message:
+                    case SegmentAdded(client=True) if descriptor is not None:
+                        regions.add(message.segment, descriptor, message.offset, message.nbytes)
                     case SegmentAdded() if descriptor is not None:
                         mappings.add(message.segment, descriptor, message.lease_page)
                     case SegmentRetired():
-                        mappings.remove(message.segment)
+                        if message.segment in mappings:
+                            mappings.remove(message.segment)
+                        else:
+                            regions.remove(message.segment)
                     case _:
                         raise BadMessage(f"{type(message).__name__} is not expected here")
         except ChannelClosed:
@@ -199,7 +221,8 @@ class Connections:
         self._channels[requester] = channel
         self._requesters[channel.fileno()] = requester
         self._poll.register(channel.fileno(), select.POLLIN)
-        self._mappings.setdefault(requester, Mappings())
+        self._mappings[requester] = Mappings()
+        self._regions[requester] = ClientRegions()
         self._send(requester, Link(PROTOCOL_VERSION, self._worker))
         for segment in self._outputs.segments:
             self._send(requester, _announcement(segment), segment.descriptor)
@@ -214,6 +237,7 @@ class Connections:
         mappings = self._mappings.pop(requester, None)
         if mappings is not None:
             mappings.close()
+            self._regions.pop(requester).close()
 
     def forget(self, requester: str) -> None:
         """The requester is known to be dead: nobody reads what it held."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from conch import tensors
 from conch.messages import Fault
 from conch.model_config import decode_config
 from workers import isolation
@@ -144,9 +145,7 @@ class Backend(BaseBackend):
         timing.infer_start_ns = time.monotonic_ns()
         results: Sequence[Result]
         try:
-            responses = self._call(requests)
-            timing.infer_end_ns = time.monotonic_ns()
-            results = [self._result(item, response) for item, response in zip(items, responses, strict=True)]
+            results = self._answers(items, requests, timing)
         except ExecuteError as error:
             results = self._failed(items, str(error))
         except (SystemExit, KeyboardInterrupt):
@@ -158,6 +157,12 @@ class Backend(BaseBackend):
         for tensor in _kept(requests, _UNKEPT):
             tensor._materialise()
         return results
+
+    def _answers(self, items: list[Item], requests: list[InferenceRequest], timing: Timing) -> list[Result]:
+        """Raises as ``_call``. The model's responses end here, before kept inputs are looked for."""
+        responses = self._call(requests)
+        timing.infer_end_ns = time.monotonic_ns()
+        return [self._result(item, response) for item, response in zip(items, responses, strict=True)]
 
     def _call(self, requests: list[InferenceRequest]) -> list[InferenceResponse]:
         """Raises ``ExecuteError`` and whatever the model raises."""
@@ -191,14 +196,15 @@ class Backend(BaseBackend):
             shape = tensor._shape
             if (name, datatype, shape) not in self._looked_at:
                 self._look_at(name, datatype, shape)
-            elements = tensor._elements
-            if elements is None:
-                array = tensor._array
-                data: Any = array if array is not None else tensor._materialise()
-                if datatype == "BYTES":
-                    data = pb_utils.Tensor(name, data)._elements  # an input that is passed on
+            data: Any
+            if tensor._source is not None:
+                data = tensor._passed_on()
+            elif datatype != "BYTES":
+                data = tensor._array
+            elif tensor._elements is not None:
+                data = tensor._elements
             else:
-                data = elements
+                data = tensors.elements_of(tensor._array)  # of an input, which the model may have changed
             outputs.append(Output(name, datatype, shape, data))
         return Result(outputs, None, response._parameters)
 

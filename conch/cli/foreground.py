@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import select
-import socket
 import sys
 import time
 from typing import Any
@@ -15,6 +14,8 @@ from conch.channels import BadMessage
 from conch.channels.zeromq import DealerChannel
 from conch.cli.family import Family
 from conch.cli.logs import ProcessLogs
+from conch.cli.ports import answers
+from conch.cli.programs import all_process_names
 from conch.cli.tables import model_table
 from conch.messages import PROTOCOL_VERSION, ModelTable, ObserverHello, ToObserver
 from conch.process import StopSignals
@@ -23,7 +24,9 @@ from conch.settings import Settings
 
 logger = logging.getLogger("conch.cli.serve")
 
-#: how often the log files are looked at, and while starting, the port
+#: as Triton calls them, in its order
+_SERVICES = {"http": "HTTPService"}
+#: how often the log files are looked at, and while starting, the ports
 _LOOK_SECONDS = 0.25
 _STARTING_LOOK_SECONDS = 0.02
 #: a program that ends this often before the server is up will not come up
@@ -77,7 +80,7 @@ class Foreground:
         self._settings = settings
         self._family = family
         self._signals = signals
-        self._logs = ProcessLogs(run_dir.logs, settings.log_verbose > 0)
+        self._logs = ProcessLogs(run_dir.logs, all_process_names(settings), settings.log_verbose > 0)
         self._observer: Observer | None = Observer(run_dir)
         self._stderr = select.poll()
         self._stderr.register(2, select.POLLOUT)
@@ -116,7 +119,7 @@ class Foreground:
     # ------------------------------------------------------------------------------------------------------ starting
 
     def _start(self) -> bool:
-        """True once models are loaded and the port answers, or when a signal came first; False: stop with status 1."""
+        """True once models are loaded and the ports answer, or when a signal came first; False: stop with status 1."""
         assert self._observer is not None
         while not self._observer.look():
             if not self._still_starting():
@@ -136,12 +139,14 @@ class Foreground:
         if not table.models and self._settings.model_control_mode == "none":
             repositories = ", ".join(self._settings.model_repository)
             logger.warning("there is no model in %s; a model is a folder in there, see README.md", repositories)
-        if not self._settings.allow_http:
-            return True
-        while not self._http_answers():
-            if not self._still_starting():
-                return self._signals.received > 0
-        logger.info("Started HTTPService at %s:%d", self._settings.http_address, self._settings.http_port)
+        endpoints = {endpoint: (address, port) for endpoint, address, port in self._settings.endpoints()}
+        for endpoint, title in _SERVICES.items():
+            if endpoint not in endpoints:
+                continue
+            while not answers(*endpoints[endpoint]):
+                if not self._still_starting():
+                    return self._signals.received > 0
+            logger.info("Started %s at %s:%d", title, *endpoints[endpoint])
         return True
 
     def _still_starting(self) -> bool:
@@ -151,16 +156,6 @@ class Foreground:
                 logger.error("%s does not start; its log is in %s", name, self._settings.run_dir + "/logs")
                 return False
         return alive and not self._signals.take()
-
-    def _http_answers(self) -> bool:
-        address = self._settings.http_address
-        # a server that listens on every address answers on the local one
-        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
-        try:
-            socket.create_connection((address, self._settings.http_port), 1).close()
-        except OSError:
-            return False
-        return True
 
     def _forget_broker(self) -> None:
         if self._observer is not None:

@@ -1,6 +1,7 @@
 """What the processes of a server write to their log files, for the person in front of ``conch serve``."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 #: a line that our logging has made; anything else is a print, a warning or a traceback
@@ -38,19 +39,19 @@ class Follower:
 
 
 class ProcessLogs:
-    """The logs of all programs and of supervisord, filtered."""
+    """The logs of all ``processes`` (names) and of supervisord, filtered."""
 
-    def __init__(self, folder: Path, verbose: bool) -> None:
-        self._programs = [Follower(folder / f"{name}.log") for name in ("launcher", "broker", "http")]
+    def __init__(self, folder: Path, processes: Iterable[str], verbose: bool) -> None:
+        self._processes = [Follower(folder / f"{name}.log") for name in processes]
         self._supervisord = Follower(folder / "supervisord.log")
         self._verbose = verbose
         self.exits: dict[str, int] = {}
 
     def take(self) -> list[str]:
         """What to show of what came since the last call: warnings, errors and whatever is not in our log format; with
-        ``--log-verbose`` everything. Counts the programs' exits in ``exits``."""
+        ``--log-verbose`` everything. Counts the processes' exits in ``exits``."""
         shown = [line for line in self._supervisord.lines() if self._is_news(line)]
-        for follower in self._programs:
+        for follower in self._processes:
             shown += [line for line in follower.lines() if line and self._is_shown(line)]
         return [line.decode(errors="replace") for line in shown]
 

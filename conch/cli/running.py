@@ -7,20 +7,25 @@ import msgspec
 from conch.errors import InvalidArgument
 from conch.process import lock_holder
 from conch.run_dir import RunDir
-from conch.settings import Settings, parse_value, variable_name
+from conch.settings import Settings, variable_name
+
+_TITLES = {"http": "HTTP", "grpc": "gRPC", "metrics": "metrics"}
 
 
 class RunningServer(msgspec.Struct, frozen=True):
-    """``description`` is what the holder of its lock wrote there: pid, address and port."""
+    """``description`` is what the holder of its lock wrote there: pid, addresses and ports. ``ports`` are those that it
+    listens on."""
 
     run_dir: str
     http_port: int
+    ports: tuple[int, ...]
     description: str
 
 
 def describe(settings: Settings) -> str:
     """What the lock files of this server say about it."""
-    return f"pid {os.getpid()}, HTTP {settings.http_address}:{settings.http_port}"
+    places = [f"{_TITLES[endpoint]} {address}:{port}" for endpoint, address, port in settings.endpoints()]
+    return ", ".join([f"pid {os.getpid()}", *places])
 
 
 def server_in(run_dir: str) -> str | None:
@@ -40,11 +45,11 @@ def running_servers() -> list[RunningServer]:
         description = server_in(run_dir)
         if description is not None:
             try:
-                variable = variable_name("http_port")
-                http_port: int = parse_value(variable, environ.get(variable, str(Settings().http_port)), int)
+                settings = Settings.from_environ(environ)
             except InvalidArgument:
                 continue
-            found[run_dir] = RunningServer(run_dir, http_port, description)
+            ports = tuple(port for _, _, port in settings.endpoints())
+            found[run_dir] = RunningServer(run_dir, settings.http_port, ports, description)
     return sorted(found.values(), key=lambda server: server.http_port)
 
 

@@ -4,26 +4,21 @@ Exit codes: 0 after a graceful stop; 1 for wrong flags, a repository or port tha
 already, a model that fails to load (with ``--exit-on-error``), a stop that ran out of time, a supervisord that died.
 """
 
-import errno
 import logging
 import os
-import socket
 import sys
 from collections.abc import Sequence
 
 from conch.cli.family import Family
 from conch.cli.flags import HelpWanted, environment, help_text, parse
-from conch.cli.running import describe, running_servers, server_in
+from conch.cli.ports import CannotServe, probe_ports
+from conch.cli.running import describe, server_in
 from conch.errors import ConchError, InvalidArgument
 from conch.process import Lock, LockHeld, StopSignals, begin, hold_lock
 from conch.run_dir import RunDir
-from conch.settings import Settings
+from conch.settings import Settings, flag_name
 
 logger = logging.getLogger("conch.cli.serve")
-
-
-class CannotServe(Exception):
-    """Why the server cannot be started; for people."""
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -42,11 +37,12 @@ def serve(arguments: Sequence[str]) -> int:
         logger.warning("%s", warning)
     try:
         check_repositories(settings)
+        check_certificates(settings)
         warn_of_models_as_repositories(settings)
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
         lock = _take(run_dir, settings)
-        probe_port(settings)
+        probe_ports(settings)
     except (CannotServe, ConchError, OSError) as error:
         logger.error("%s", error)
         return 1
@@ -75,6 +71,16 @@ def check_repositories(settings: Settings) -> None:
             raise CannotServe(f"model repository '{path}' cannot be read")
 
 
+def check_certificates(settings: Settings) -> None:
+    """Raises ``CannotServe`` for a file that cannot be read; whether it is a certificate the frontends find out."""
+    for field in ("server_cert", "server_key", "root_cert"):
+        for protocol in ("http", "grpc"):
+            path = getattr(settings, f"{protocol}_{field}")
+            if path and not os.access(path, os.R_OK):
+                flag = flag_name(f"{protocol}_{field}")
+                raise CannotServe(f"--{flag} '{path}' {'cannot be read' if os.path.exists(path) else 'does not exist'}")
+
+
 def warn_of_models_as_repositories(settings: Settings) -> None:
     """A slip that would only show as a model named ``1`` that cannot be read."""
     for path in settings.model_repository:
@@ -94,26 +100,3 @@ def _take(run_dir: RunDir, settings: Settings) -> Lock:
             f"a server runs already in {run_dir.path} ({holder}); stop it, or choose another --http-port and --run-dir"
         )
     return lock
-
-
-def probe_port(settings: Settings) -> None:
-    """Raises ``CannotServe`` naming the server that has our port. Frontends share their port among themselves, so they
-    would share it with a stranger's too and never notice."""
-    if not settings.allow_http or settings.reuse_http_port:
-        return
-    address, port = settings.http_address, settings.http_port
-    try:
-        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise CannotServe(f"--http-address {address}: {error.strerror}") from error
-    for family, kind, protocol, _, location in found:
-        with socket.socket(family, kind, protocol) as probe:
-            # a connection in TIME_WAIT does not matter, a listener does
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(location)
-            except OSError as error:
-                others = [server for server in running_servers() if server.http_port == port]
-                holder = f": a server runs there already ({others[0].description})" if others else ""
-                advice = "; choose another --http-port" if error.errno == errno.EADDRINUSE else ""
-                raise CannotServe(f"cannot listen on {address}:{port}{holder} ({error.strerror}){advice}") from error

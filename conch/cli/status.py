@@ -145,7 +145,7 @@ def _find(wanted: Arguments) -> RunningServer:
         description = server_in(wanted.run_dir)
         if description is None:
             raise NoServer(f"no server is running in {wanted.run_dir}")
-        return RunningServer(wanted.run_dir, wanted.http_port, description)
+        return RunningServer(wanted.run_dir, wanted.http_port, (), description)
     servers = running_servers()
     if wanted.http_port:
         servers = [server for server in servers if server.http_port == wanted.http_port]

@@ -6,6 +6,7 @@ the log files that lie in there. ``make`` then makes supervisord quick and lets 
 
 import atexit
 import contextlib
+import copy
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from supervisor.datatypes import RestartUnconditionally
 from supervisor.medusa import asyncore_25 as asyncore
 
 from conch.cli.flags import environment, parse
+from conch.cli.ports import CannotServe, probe_ports
+from conch.cli.programs import process_count, process_names
 from conch.cli.running import describe
 from conch.errors import ConchError
 from conch.process import LockHeld, hold_lock, stop_with_parent
@@ -46,7 +49,7 @@ def _prepare() -> Settings:
         _hold_lock(settings)
         for path in run_dir.requesters.glob("*.sock"):
             path.unlink(missing_ok=True)  # of processes that were killed together with their broker
-    except ConchError as error:
+    except (ConchError, CannotServe) as error:
         raise SystemExit(f"conch: {error}") from error
     except LockHeld as error:
         raise SystemExit(f"conch: a server with this run directory is running already ({error.text})") from error
@@ -64,6 +67,8 @@ def _settings_for_programs() -> Settings:
         for path in parsed.settings.model_repository:
             if not os.path.isdir(path):
                 print(f"conch: model repository '{path}' is no folder; waiting until it is one", file=sys.stderr)
+        if max(parsed.settings.http_process_count, parsed.settings.grpc_process_count) > 1:
+            probe_ports(parsed.settings)  # one process alone finds out by itself, several would share with anybody
     wanted = environment(parsed.settings, os.environ)
     for name in os.environ.keys() - wanted.keys():
         del os.environ[name]
@@ -187,13 +192,27 @@ def make(supervisord: Any, **_options: str) -> Interface:
     supervisord.options.pidfile = str(run_dir.path / "supervisord.pid")
     supervisord.options.logfile = str(run_dir.logs / "supervisord.log")
     for group in supervisord.process_groups.values():
-        for process in group.processes.values():
-            stop_wait = _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS
-            process.config.stopwaitsecs = max(process.config.stopwaitsecs, stop_wait)
-            if process.config.name == "http":
-                process.config.autostart = _settings.allow_http
+        for process in list(group.processes.values()):
+            process.config.stopwaitsecs = max(
+                process.config.stopwaitsecs, _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS
+            )
+            _multiply(process.config, group)
     _interface = Interface(supervisord.options.logger)
     return _interface
+
+
+def _multiply(config: Any, group: Any) -> None:
+    """As many processes of a program as the settings say, or none. ``numprocs`` in the configuration cannot do that: it
+    is read before a setting that is not in the environment has its default."""
+    names = process_names(config.name, process_count(config.name, _settings))
+    if not names:
+        del group.processes[config.name]
+    folder = os.path.dirname(config.stdout_logfile)
+    for name in names[1:]:
+        another = copy.copy(config)
+        another.name = name
+        another.stdout_logfile = os.path.join(folder, f"{name}.log")
+        group.processes[name] = another.make_process(group)
 
 
 _interface: Interface | None = None

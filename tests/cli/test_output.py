@@ -76,7 +76,7 @@ def write_logs(folder: Path) -> None:
 
 
 def test_the_foreground_shows_what_a_person_needs(run_dir: Path) -> None:
-    logs = ProcessLogs(run_dir, verbose=False)
+    logs = ProcessLogs(run_dir, ["broker", "http"], verbose=False)
     write_logs(run_dir)
     shown = "\n".join(logs.take())
     assert "exited: http" in shown and "careful" in shown and "broken" in shown and "Traceback" in shown
@@ -86,7 +86,7 @@ def test_the_foreground_shows_what_a_person_needs(run_dir: Path) -> None:
 
 
 def test_verbose_shows_everything(run_dir: Path) -> None:
-    logs = ProcessLogs(run_dir, verbose=True)
+    logs = ProcessLogs(run_dir, ["broker", "http"], verbose=True)
     write_logs(run_dir)
     shown = "\n".join(logs.take())
     assert "fine" in shown and "spawned" in shown

@@ -52,8 +52,9 @@ def running(make_run_dir: Callable[[], Path]) -> Iterator[Server]:
         yield server
 
 
-def flags_for(repository: Path, run_dir: Path, port: int) -> tuple[str, str, str]:
-    return f"--model-repository={repository}", f"--run-dir={run_dir}", f"--http-port={port}"
+def flags_for(repository: Path, run_dir: Path, port: int) -> tuple[str, ...]:
+    ports = f"--http-port={port}", f"--grpc-port={free_port()}", f"--metrics-port={free_port()}"
+    return f"--model-repository={repository}", f"--run-dir={run_dir}", *ports
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -326,6 +327,8 @@ def test_supervisord_runs_the_same_thing(repository: Path, run_dir: Path, run: R
             "CONCH_MODEL_REPOSITORY": str(repository),
             "CONCH_RUN_DIR": str(path),
             "CONCH_HTTP_PORT": str(port),
+            "CONCH_GRPC_PORT": str(free_port()),
+            "CONCH_METRICS_PORT": str(free_port()),
         },
     )
     server = Server([repository], path, http_port=port, process=process)
@@ -373,6 +376,8 @@ def test_supervisord_takes_every_flag_and_says_what_is_wrong(repository: Path, r
             "CONCH_MODEL_STORE": str(repository / "nowhere"),
             "CONCH_RUN_DIR": str(run_dir),
             "CONCH_HTTP_PORT": str(port),
+            "CONCH_GRPC_PORT": str(free_port()),
+            "CONCH_METRICS_PORT": str(free_port()),
             "CONCH_HTTP_PRT": "1",
             "CONCH_HTTP_THREAD_COUNT": "8",
         },

@@ -24,8 +24,8 @@ from tests.processes import all_processes, command_line, environment
 REPOSITORY_ROOT = Path(__file__).parents[2]
 EXAMPLE_MODELS = REPOSITORY_ROOT / "examples" / "model_repository"
 
-#: the last line of a start
-STARTED = "Started HTTPService"
+#: what a server prints for each of its services, the last line of a start last
+STARTED = {"allow-http": "Started HTTPService"}
 #: ports that a test gave out: the system may offer one again before its server listens there
 _ports_given: set[int] = set()
 
@@ -48,6 +48,8 @@ class Server:
     run_dir: Path
     flags: Sequence[str] = ()
     http_port: int = field(default_factory=free_port)
+    grpc_port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
     variables: dict[str, str] = field(default_factory=dict)
     start_seconds: float = 0.0
     output: str = ""
@@ -57,13 +59,18 @@ class Server:
     def url(self) -> str:
         return f"127.0.0.1:{self.http_port}"
 
+    @property
+    def grpc_url(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
     # ----------------------------------------------------------------------------------------- starting and stopping
 
     def command(self) -> list[str]:
         return [
             *(sys.executable, "-m", "conch", "serve"),
             *(f"--model-repository={path}" for path in self.repositories),
-            *(f"--http-port={self.http_port}", f"--metrics-port={free_port()}", f"--run-dir={self.run_dir}"),
+            *(f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}"),
+            *(f"--metrics-port={self.metrics_port}", f"--run-dir={self.run_dir}"),
             *self.flags,
         ]
 
@@ -77,9 +84,13 @@ class Server:
             env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), **self.variables},
             cwd=self.run_dir.parent,
         )
-        self.read_output(begin + timeout_s, STARTED)
+        self.read_output(begin + timeout_s, self.started_line())
         self.start_seconds = time.monotonic() - begin
-        assert STARTED in self.output, self.report()
+        assert self.started_line() in self.output, self.report()
+
+    def started_line(self) -> str:
+        """The last line of a start."""
+        return [line for flag, line in STARTED.items() if f"--{flag}=false" not in self.flags][-1]
 
     def read_output(self, deadline: float, until: str | None = None) -> None:
         """Reads until ``until`` has been printed, the server closes its output, or ``time.monotonic()`` is
@@ -149,7 +160,7 @@ class Server:
         return report
 
     def program_pid(self, name: str) -> int:
-        """Of ``broker``, ``launcher``, ``http`` or ``supervisord``."""
+        """Of ``broker``, ``launcher``, ``http``, ``grpc``, ``metrics`` or ``supervisord``."""
         pids = [row["pid"] for row in self.status()["processes"] if row["name"].split(":")[0] == name]
         assert len(pids) == 1, (name, pids)
         return int(pids[0])

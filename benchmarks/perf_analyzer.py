@@ -1,0 +1,90 @@
+"""Load by Triton's official ``perf_analyzer``: one program for HTTP, gRPC and shared memory, not ours, in C++.
+
+``$PERF_ANALYZER`` is the command that starts it; otherwise the one beside the real Triton, or the one on the path.
+"""
+
+import csv
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.load import LoadFailed, Measurement
+from benchmarks.servers import ORACLE
+
+#: the smallest number of windows that it takes; its figures are those of all of them together
+WINDOWS = 3
+#: per cent by which the windows may differ. We measure a number of times ourselves, so it need not wait for a calm one.
+ANY_STABILITY = 999
+#: what it may take beyond its windows: starting, installing itself on its first call, preparing data
+GRACE_S = 120
+
+SERVER_PARTS = ("Server Queue", "Server Compute Input", "Server Compute Infer", "Server Compute Output")
+
+
+@dataclass(frozen=True)
+class Report:
+    """``latency_s`` is the mean, or the 95th percentile where that was asked for; ``server_parts_s`` are the means of
+    what the server reports: queue, compute input, infer and output."""
+
+    inferences_per_s: float
+    latency_s: float
+    p50_s: float
+    p99_s: float
+    server_parts_s: tuple[float, ...]
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, str]) -> "Report":
+        return cls(
+            inferences_per_s=float(row["Inferences/Second"]),
+            latency_s=_seconds(row.get("Avg latency") or row["p95 latency"]),
+            p50_s=_seconds(row["p50 latency"]),
+            p99_s=_seconds(row["p99 latency"]),
+            server_parts_s=tuple(_seconds(row[part]) for part in SERVER_PARTS if row.get(part)),
+        )
+
+
+def _seconds(microseconds: str) -> float:
+    return float(microseconds) / 1e6
+
+
+def command() -> list[str]:
+    given = os.environ.get("PERF_ANALYZER")
+    if given:
+        return shlex.split(given)
+    beside = ORACLE.with_name("perf_analyzer.sh")
+    return ["bash", str(beside)] if beside.exists() else ["perf_analyzer"]
+
+
+def run(model: str, protocol: str, address: str, arguments: Sequence[str], seconds: float) -> list[Report]:
+    """One report for every level of load that ``arguments`` name; each takes ``seconds``. ``protocol``: http or grpc.
+
+    Raises ``LoadFailed`` with what it printed unless it ends well, which it does only if every request succeeded.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+        words = [
+            *(*command(), "-m", model, "-u", address, "-i", protocol, "--verbose-csv", "-f", file.name),
+            *("-p", str(round(seconds / WINDOWS * 1000)), "-r", str(WINDOWS), "-s", str(ANY_STABILITY), *arguments),
+        ]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=10 * seconds + GRACE_S)
+        except subprocess.TimeoutExpired:
+            raise LoadFailed(f"perf_analyzer hangs: {shlex.join(words)}") from None
+        except FileNotFoundError as error:
+            raise LoadFailed(f"no perf_analyzer: {error}. Name the command in $PERF_ANALYZER") from None
+        with Path(file.name).open(newline="") as rows:
+            reports = [Report.of_row(row) for row in csv.DictReader(rows)]
+    if done.returncode != 0 or not reports:
+        raise LoadFailed(f"{shlex.join(words)}: exit status {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
+    return reports
+
+
+def measure(
+    model: str, protocol: str, address: str, arguments: Sequence[str], clients: int, seconds: float
+) -> Measurement:
+    """``clients`` synchronous clients, each with one request at a time. Raises ``LoadFailed``."""
+    [report] = run(model, protocol, address, ["--concurrency-range", str(clients), *arguments], seconds)
+    return Measurement(report.inferences_per_s, report.p50_s, report.p99_s)

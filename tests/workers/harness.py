@@ -144,6 +144,7 @@ class FakeRequester:
         self.links: dict[str, SeqpacketChannel[Any, Any]] = {}
         self.responses: deque[Response] = deque()
         self.arena.on_segment_added = self.announce
+        self.regions: dict[int, tuple[SegmentAdded, int]] = {}
         self.next_id = 1
 
     def close(self) -> None:
@@ -152,10 +153,24 @@ class FakeRequester:
         self.listener.close()
         self.mappings.close()
         self.arena.close()
+        for _, descriptor in self.regions.values():
+            os.close(descriptor)
 
     def announce(self, segment: Any) -> None:
         for link in self.links.values():
             link.send_nowait(SegmentAdded(segment.number, segment.nbytes, segment.lease_page), segment.descriptor)
+
+    def add_region(self, descriptor: int, offset: int, nbytes: int) -> int:
+        """A client has registered memory; returns the region's number."""
+        number = 1 + len(self.regions)
+        self.regions[number] = SegmentAdded(number, nbytes, client=True, offset=offset), os.dup(descriptor)
+        for link in self.links.values():
+            link.send_nowait(*self.regions[number])
+        return number
+
+    def retire_region(self, number: int) -> None:
+        for link in self.links.values():
+            link.send_nowait(SegmentRetired(number))
 
     def put(self, name: str, array: Array) -> TensorDescription:
         datatype = tensors.datatype_of(array.dtype)
@@ -169,8 +184,8 @@ class FakeRequester:
 
     def free(self, request: Request) -> None:
         for tensor in request.inputs:
-            assert isinstance(tensor.reference, Block)
-            self.arena.free(tensor.reference)
+            if isinstance(tensor.reference, Block):
+                self.arena.free(tensor.reference)
 
     def request(self, model: str, *inputs: TensorDescription, **options: Any) -> Request:
         id = self.next_id
@@ -188,6 +203,8 @@ class FakeRequester:
         self.links[message.worker] = link
         for segment in self.arena.segments:
             link.send_nowait(SegmentAdded(segment.number, segment.nbytes, segment.lease_page), segment.descriptor)
+        for announcement in self.regions.values():
+            link.send_nowait(*announcement)
 
     def _receive(self, link: SeqpacketChannel[Any, Any], timeout_s: float) -> Any:
         poll = select.poll()

@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 from conch.errors import ConchError
 from conch.messages import Block
-from frontends.inference import InferenceResult, Outcome
+from frontends.inference import InferenceResult, Outcome, RegionWindow
 
 logger = logging.getLogger("conch.frontends.asked")
 
 OnAnswer = Callable[[Outcome], None]
+_NO_TARGETS: dict[str, RegionWindow] = {}
 
 
 class Asked:
     """What ``on_answer`` gets, it gets once, and nothing after ``cancel``."""
 
-    __slots__ = ("_on_cancel", "block", "id", "on_answer")
+    __slots__ = ("_on_cancel", "block", "id", "on_answer", "regions", "targets")
 
     def __init__(self, on_cancel: Callable[[int], None], on_answer: OnAnswer) -> None:
         self._on_cancel = on_cancel
@@ -25,6 +26,9 @@ class Asked:
         #: 0 while the arena grows
         self.id = 0
         self.block: Block | None = None
+        #: numbers of the clients' regions that it uses, and what the client wants written to them
+        self.regions: tuple[int, ...] = ()
+        self.targets: dict[str, RegionWindow] = _NO_TARGETS
 
     def cancel(self) -> None:
         """Does nothing once there is an answer."""

@@ -1,14 +1,38 @@
-"""Calls to the broker (load, unload, statistics) as a pure state machine: matched by number, never sent twice."""
+"""Calls to the broker (load, register, statistics …) as a pure state machine: matched by number, never sent twice."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from conch.errors import ConchError, NotReady, from_fault
-from conch.messages import Answer, AskStatistics, LoadModel, UnloadModel
+from conch.errors import ConchError, Internal, NotReady, from_fault
+from conch.messages import (
+    Answer,
+    AskStatistics,
+    LoadModel,
+    LogSettings,
+    ModelStatistics,
+    RegisterCudaRegion,
+    RegisterRegion,
+    TraceSettings,
+    UnloadModel,
+    UnregisterRegions,
+    UpdateLogSettings,
+    UpdateTraceSettings,
+)
 
-Call = LoadModel | UnloadModel | AskStatistics
+#: answered with nothing
+Order = LoadModel | UnloadModel | RegisterRegion | RegisterCudaRegion | UnregisterRegions
+Call = Order | AskStatistics | UpdateLogSettings | UpdateTraceSettings
+#: what the others are answered with
+_RESULTS: dict[type[Call], Any] = {
+    AskStatistics: list[ModelStatistics],
+    UpdateLogSettings: LogSettings,
+    UpdateTraceSettings: TraceSettings,
+}
+
+logger = logging.getLogger("conch.frontends.calls")
 
 #: how long a call waits for a broker that is not there
 HOLD_LIMIT_S = 10.0
@@ -74,3 +98,15 @@ class Calls:
         for waiting in gone:
             del self._waiting[waiting.message.call]
         return [(waiting, NotReady(text)) for waiting in gone]
+
+
+def typed_result(message: Call, result: Any) -> Any:
+    """What the broker answered, as the struct that ``message`` documents. Raises ``Internal``."""
+    kind = _RESULTS.get(type(message))
+    if kind is None:
+        return None
+    try:
+        return msgspec.convert(result, kind)
+    except msgspec.ValidationError as error:
+        logger.error("the broker's answer to %s is not readable: %s", type(message).__name__, error)
+        raise Internal("the server's answer is not readable") from error

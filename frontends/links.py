@@ -26,7 +26,6 @@ from conch.messages import (
 )
 from shm.base import BadReference
 from shm.mapping import Mappings
-from shm.segment import Segment
 
 logger = logging.getLogger("conch.frontends.links")
 
@@ -50,13 +49,16 @@ class WorkerLink:
 
 class Links:
     """The listening socket and all connections. ``on_response`` gets each response with the mappings of its worker, and
-    must not raise. ``segments`` are the requester's own, announced to each new connection."""
+    must not raise. ``announcements`` are what each new connection is told of: the requester's own segments, and the
+    clients' memory that it has open, with their descriptors."""
 
     def __init__(
-        self, on_response: Callable[[Response, Mappings], None], segments: Callable[[], Iterable[Segment]]
+        self,
+        on_response: Callable[[Response, Mappings], None],
+        announcements: Callable[[], Iterable[tuple[SegmentAdded, int]]],
     ) -> None:
         self._on_response = on_response
-        self._segments = segments
+        self._announcements = announcements
         self._links: dict[int, WorkerLink] = {}  # by descriptor
         self._listener: socket.socket | None = None
         self._path = Path()
@@ -91,11 +93,10 @@ class Links:
                 while self._read(link):
                     pass
 
-    def announce(self, segment: Segment) -> None:
-        """Tells every worker of a new segment of ours."""
-        message = SegmentAdded(segment.number, segment.nbytes, segment.lease_page)
+    def announce(self, message: SegmentAdded, descriptor: int) -> None:
+        """Tells every worker."""
         for link in self._links.values():
-            self._send(link, message, segment.descriptor)
+            self._send(link, message, descriptor)
 
     def retire(self, number: int) -> None:
         for link in self._links.values():
@@ -118,9 +119,8 @@ class Links:
             descriptor = link.channel.fileno()
             self._links[descriptor] = link
             self._loop.add_reader(descriptor, self._read, link)
-            for segment in self._segments():
-                message = SegmentAdded(segment.number, segment.nbytes, segment.lease_page)
-                self._send(link, message, segment.descriptor)
+            for message, kept in self._announcements():
+                self._send(link, message, kept)
 
     def _resume_accepting(self) -> None:
         if self._listener is not None:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, overload
 
@@ -15,35 +15,42 @@ import msgspec
 import zmq
 
 from conch.channels import BadMessage
-from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import DealerChannel
-from conch.errors import ConchError, Internal, Overloaded, from_fault
+from conch.errors import Internal, Overloaded, from_fault
 from conch.messages import (
     Answer,
     AskStatistics,
     Block,
     Cancel,
     Fault,
-    LoadModel,
+    LogSettings,
     Lost,
     ModelStatistics,
     ModelTable,
+    RegionTable,
+    RegisterCudaRegion,
     Rejected,
     Request,
     RequesterHello,
     Response,
     Retired,
+    SegmentAdded,
+    TableSeen,
     TensorDescription,
     ToBroker,
     ToRequester,
-    UnloadModel,
+    TraceSettings,
     Unwelcome,
+    UpdateLogSettings,
+    UpdateTraceSettings,
     Welcome,
 )
 from conch.run_dir import RunDir, new_peer_id
 from frontends.asked import Asked, OnAnswer, cancel_with, settle
+from frontends.broker_calls import NOT_SENDABLE, BrokerCalls
 from frontends.broker_link import BrokerLink
-from frontends.calls import Calls, Waiting
+from frontends.calls import Call, Order
+from frontends.cuda_check import CudaCheck
 from frontends.inference import InferenceCall, InferenceResult, Outcome
 from frontends.links import Links
 from frontends.models import ModelTableView, ReadyModel
@@ -59,6 +66,8 @@ from frontends.pending import (
     Pending,
     Send,
 )
+from frontends.region_memory import RegionMemory, output_targets, reference
+from frontends.regions import RegionTableView
 from frontends.results import make_result
 from frontends.validation import Checked, validate
 from shm.arena import Arena
@@ -82,8 +91,8 @@ Future = asyncio.Future[InferenceResult]
 class Requester:
     """One per frontend process. All methods belong to the thread of the loop that ``start`` ran on.
 
-    ``models`` is the broker's latest table. ``on_table`` is called after each change of it. While no broker has
-    welcomed us (``connected``), requests are held for up to 10 s.
+    ``models`` and ``regions`` are the broker's latest tables. ``on_table`` is called after each change of ``models``.
+    While no broker has welcomed us (``connected``), requests are held for up to 10 s.
     """
 
     def __init__(
@@ -91,15 +100,18 @@ class Requester:
     ) -> None:
         self.id = new_peer_id()
         self.models = ModelTableView()
+        self.regions = RegionTableView()
         self.on_table: Callable[[ModelTable], None] | None = None
         self._run_dir = run_dir
         self._max_inflight = max_inflight
         self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
-        self._calls = Calls()
+        self._calls = BrokerCalls(lambda: self._pending.welcome, self._send)
         self._arena = Arena(arena_cap_nbytes, "input")
-        self._links = Links(self._on_response, self._segments)
-        self._arena.on_segment_added = self._links.announce
+        self._links = Links(self._on_response, self._announcements)
+        self._arena.on_segment_added = lambda segment: self._links.announce(*_announcement(segment))
         self._arena.on_segment_retired = self._links.retire
+        self._region_memory = RegionMemory(self._links.announce, self._links.retire)
+        self._cuda_check = CudaCheck()
         self._growing: dict[asyncio.Task[None], Asked] = {}
         self._look_again = False
         self._closing = False
@@ -137,7 +149,7 @@ class Requester:
         for asked in self._growing.values():
             asked.answer(from_fault(CLOSING))
         await asyncio.gather(*self._growing)
-        self._fail_calls(self._calls.close())
+        self._calls.close()
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._dealer.fileno())
@@ -148,6 +160,7 @@ class Requester:
         self._context = None
         self._links.close()
         self._arena.close()
+        self._region_memory.close()
 
     @property
     def connected(self) -> bool:
@@ -185,11 +198,15 @@ class Requester:
         for tensor in call.inputs:
             nbytes += (len(tensor.data) + 63) & -64
         asked = Asked(self._cancelled, on_answer)
+        if checked.in_regions or call.targets:
+            asked.regions = self._region_memory.take(call)
+            asked.targets = call.targets
         block = self._arena.allocate_within(nbytes or _ALIGNMENT_NBYTES)
         if block is not None:
             self._send_request(model, call, checked, block, asked)
         else:
             if self.inflight >= self._max_inflight:
+                self._region_memory.release(asked.regions)
                 raise Overloaded("too many requests in flight; try again")
             task = self._loop.create_task(self._grow(model, call, checked, nbytes or _ALIGNMENT_NBYTES, asked))
             self._growing[task] = asked
@@ -197,29 +214,22 @@ class Requester:
         return asked
 
     @overload
-    async def call(self, message: LoadModel | UnloadModel) -> None: ...
+    async def call(self, message: Order) -> None: ...
     @overload
     async def call(self, message: AskStatistics) -> list[ModelStatistics]: ...
-    async def call(self, message: LoadModel | UnloadModel | AskStatistics) -> list[ModelStatistics] | None:
+    @overload
+    async def call(self, message: UpdateLogSettings) -> LogSettings: ...
+    @overload
+    async def call(self, message: UpdateTraceSettings) -> TraceSettings: ...
+    async def call(self, message: Call) -> Any:
         """Asks the broker (``message.call`` is filled in here; pass 0).
 
         Raises what the broker answers, as an error out of ``conch.errors``, and ``NotReady`` when there is no broker
         for 10 s or it went away before it answered.
         """
-        future: asyncio.Future[Any] = self._loop.create_future()
-        waiting = self._calls.start(message, future, time.monotonic())
-        try:
-            self._send_calls()
-            result = await future
-        finally:
-            self._calls.forget(waiting.message.call)
-        if isinstance(message, AskStatistics):
-            try:
-                return msgspec.convert(result, list[ModelStatistics])
-            except msgspec.ValidationError as error:
-                logger.error("the broker's statistics are not readable: %s", error)
-                raise Internal("the statistics are not readable") from error
-        return None
+        if isinstance(message, RegisterCudaRegion):
+            await self._cuda_check.run(message, self.regions)
+        return await self._calls.ask(message)
 
     # ------------------------------------------------------------------------------------------------ a request's way
 
@@ -233,6 +243,10 @@ class Requester:
         for tensor in call.inputs:
             data = tensor.data
             nbytes = len(data)
+            if not nbytes and tensor.region is not None:
+                place = reference(tensor.region)
+                descriptions.append(TensorDescription(tensor.name, tensor.datatype, tensor.shape, place))
+                continue
             end = offset + nbytes
             view[offset:end] = data
             descriptions.append(
@@ -257,6 +271,7 @@ class Requester:
             call.timeout_us,
             call.deadline,
             call.sequence,
+            targets=output_targets(call.targets) if call.targets else (),
         )
         if pending.admit(Entry(request, model.idempotent, asked), time.monotonic()):
             self._send_data(request)
@@ -269,9 +284,11 @@ class Requester:
                     await self._loop.run_in_executor(None, self._arena.grow, nbytes)
             if asked.on_answer is not None:
                 self._send_request(model, call, checked, self._arena.allocate(nbytes), asked)
+                return
         except ArenaFull as error:
             logger.warning("%s", error)
             asked.answer(Overloaded("the server's memory for inputs is full; try again"))
+        self._region_memory.release(asked.regions)
 
     def _cancelled(self, id: int) -> None:
         self._carry_out(self._pending.abandon(id))
@@ -284,11 +301,11 @@ class Requester:
                     message = instruction.message
                     if isinstance(message, RequesterHello):
                         self._data.forget_waiting()
-                        self._send(message)
+                        self._send(msgspec.structs.replace(message, regions=self._region_memory.held))
                     else:
                         self._send_data(message)
                 case FreeInputs():
-                    self._arena.free(instruction.entry.owner.block)
+                    self._free_inputs(instruction.entry.owner)
                 case Deliver():
                     assert mappings is not None
                     self._deliver(instruction.entry, instruction.response, mappings)
@@ -298,12 +315,18 @@ class Requester:
                     assert mappings is not None
                     mappings.give_back(instruction.lease)
 
+    def _free_inputs(self, asked: Asked) -> None:
+        assert asked.block is not None
+        self._arena.free(asked.block)
+        if asked.regions:
+            self._region_memory.release(asked.regions)
+
     def _on_response(self, response: Response, mappings: Mappings) -> None:
         entry = self._pending.finish(response)
         if entry is None:
             self._carry_out(self._pending.response(response), mappings)
         else:
-            self._arena.free(entry.owner.block)
+            self._free_inputs(entry.owner)
             self._deliver(entry, response, mappings)
 
     def _deliver(self, entry: Entry, response: Response, mappings: Mappings) -> None:
@@ -318,7 +341,7 @@ class Requester:
             outcome = from_fault(response.error)
         else:
             try:
-                outcome = make_result(entry.request, response, mappings)
+                outcome = make_result(entry.request, response, mappings, asked.targets)
             except BadReference as error:
                 logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
                 if response.lease is not None:
@@ -339,8 +362,7 @@ class Requester:
         try:
             if self._data.send(message):
                 return
-        except (MessageTooLong, OverflowError, TypeError, ValueError, msgspec.MsgspecError) as error:
-            # for instance a parameter that is a number of more than 64 bits
+        except NOT_SENDABLE as error:
             if not isinstance(message, Request):
                 raise
             fault = Fault("InvalidArgument", f"the request cannot be passed on: {error}")
@@ -389,24 +411,29 @@ class Requester:
                 self.models.update(message)
                 if self.on_table is not None:
                     self.on_table(message)
+                self._send(TableSeen(message.epoch, message.revision))
+            case RegionTable():
+                self.regions.update(message)
+                self._region_memory.update(message.regions)
+                self._send(TableSeen(message.epoch, message.revision))
             case Answer():
-                self._answered(message)
+                self._calls.answered(message)
             case Welcome():
                 if not self._data.connect(message.epoch):
                     return  # that broker has gone again; without a Welcome, HELLO is repeated
                 self.models.broker_absent = False
                 self._carry_out(self._pending.welcomed(message))
-                self._send_calls()
+                self._calls.send_waiting()
             case Unwelcome():
                 if message.fault is not None:
                     logger.error("the broker refused us: %s", message.fault.message)
-                self._fail_calls(self._calls.broker_lost())
+                self._calls.broker_lost()
                 self._carry_out(self._pending.unwelcome(message, time.monotonic()))
 
     def _on_monitor(self) -> None:
         for up in self._dealer.connection_changes():
             now = time.monotonic()
-            self._fail_calls(self._calls.broker_lost())
+            self._calls.broker_lost()
             if up:
                 # the socket takes note of its new connection only while it is asked for something
                 self._on_broker()
@@ -418,33 +445,17 @@ class Requester:
         now = time.monotonic()
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._carry_out(self._pending.tick(now))
-        self._fail_calls(self._calls.tick(now))
+        self._calls.tick(now)
         self.models.broker_absent = self._pending.outage_s(now) > HOLD_LIMIT_S
+        self._region_memory.open_missing()
         self._ticks += 1
         if self._ticks % _RETIRE_TICKS == 0:
             self._arena.retire_idle(now)
 
-    def _segments(self) -> tuple[Segment, ...]:
-        return self._arena.segments
+    def _announcements(self) -> Iterator[tuple[SegmentAdded, int]]:
+        yield from map(_announcement, self._arena.segments)
+        yield from self._region_memory.announcements()
 
-    # --------------------------------------------------------------------------------------------------------- calls
 
-    def _send_calls(self) -> None:
-        if self._pending.welcome:
-            for waiting in self._calls.unsent():
-                waiting.sent = self._send(waiting.message)
-
-    def _answered(self, message: Answer) -> None:
-        found = self._calls.answered(message)
-        if found is None:
-            return
-        waiting, error = found
-        if error is not None:
-            self._fail_calls([(waiting, error)])
-        elif not waiting.owner.done():
-            waiting.owner.set_result(message.result)
-
-    def _fail_calls(self, failed: list[tuple[Waiting, ConchError]]) -> None:
-        for waiting, error in failed:
-            if not waiting.owner.done():
-                waiting.owner.set_exception(error)
+def _announcement(segment: Segment) -> tuple[SegmentAdded, int]:
+    return SegmentAdded(segment.number, segment.nbytes, segment.lease_page), segment.descriptor

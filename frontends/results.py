@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from conch.messages import Block, Request, Response
-from frontends.inference import InferenceResult, OutputTensor
+from conch.messages import Block, ClientRegion, Request, Response, TensorDescription
+from frontends.inference import InferenceResult, OutputTensor, RegionWindow
 from shm.base import BadReference
 from shm.mapping import Mappings
 
@@ -11,9 +11,11 @@ from shm.mapping import Mappings
 COPY_LIMIT_NBYTES = 64 * 1024
 
 
-def make_result(request: Request, response: Response, mappings: Mappings) -> InferenceResult:
-    """The answer to ``request``, with the mappings of the worker that gave it. Raises ``BadReference``; the lease has
-    not been given back then."""
+def make_result(
+    request: Request, response: Response, mappings: Mappings, targets: dict[str, RegionWindow]
+) -> InferenceResult:
+    """The answer to ``request``, with the mappings of the worker that gave it. ``targets``: outputs that were to be
+    written to a client's memory. Raises ``BadReference``; the lease has not been given back then."""
     descriptions = response.outputs
     total_nbytes = 0
     for description in descriptions:
@@ -23,6 +25,9 @@ def make_result(request: Request, response: Response, mappings: Mappings) -> Inf
     outputs = []
     for description in descriptions:
         reference = description.reference
+        if targets and description.name in targets:
+            outputs.append(_written(description, targets[description.name]))
+            continue
         if type(reference) is not Block:
             raise BadReference(f"a {type(reference).__name__} in an output")
         data: bytes | memoryview = mappings.view(reference)
@@ -36,3 +41,16 @@ def make_result(request: Request, response: Response, mappings: Mappings) -> Inf
         else:
             give_back = partial(mappings.give_back, lease)
     return InferenceResult(request.model, request.version, request.client_id, response.parameters, outputs, give_back)
+
+
+def _written(description: TensorDescription, target: RegionWindow) -> OutputTensor:
+    """An output that lies where the client wanted it: at the beginning of its window, which may be larger."""
+    reference = description.reference
+    if (
+        type(reference) is not ClientRegion
+        or (reference.region, reference.offset) != (target.number, target.offset)
+        or not 0 <= reference.nbytes <= target.nbytes
+    ):
+        raise BadReference(f"output '{description.name}' is not where it was to be written")
+    window = RegionWindow(target.name, target.number, target.offset, reference.nbytes, target.cuda)
+    return OutputTensor(description.name, description.datatype, description.shape, b"", window)

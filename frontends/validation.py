@@ -26,10 +26,12 @@ _NOTE = (
 
 
 class Checked(NamedTuple):
-    """``batch_size`` is at least 1; ``shape_key`` is equal for requests that may share a batch."""
+    """``batch_size`` is at least 1; ``shape_key`` is equal for requests that may share a batch. ``in_regions``: some
+    input lies in a client's memory."""
 
     batch_size: int
     shape_key: str
+    in_regions: bool = False
 
 
 _ONE = Checked(1, "")
@@ -42,6 +44,7 @@ def validate(model: ReadyModel, call: InferenceCall) -> Checked:
     batching = model.max_batch_size > 0
     batch_size = -1
     seen = 0
+    in_regions = False
     for tensor in call.inputs:
         rule = rules.get(tensor.name)
         if rule is None or tensor.datatype != rule.datatype or seen & rule.bit:
@@ -58,10 +61,17 @@ def validate(model: ReadyModel, call: InferenceCall) -> Checked:
             dims = dims[1:]
         if rule.fixed:
             nbytes = rule.item_nbytes * batch_size if batching else rule.item_nbytes
-            if dims != rule.dims or len(tensor.data) != nbytes:
+            if dims != rule.dims:
                 _refuse(model, call)
-        elif not _variable_is_good(rule, tensor, dims, batch_size if batching else 1):
-            _refuse(model, call)
+            if len(tensor.data) != nbytes:
+                if tensor.region is None or tensor.region.nbytes != nbytes:
+                    _refuse(model, call)
+                in_regions = True
+        else:
+            if not _variable_is_good(rule, tensor, dims, batch_size if batching else 1):
+                _refuse(model, call)
+            if tensor.region is not None:
+                in_regions = True
     if seen & model.required_mask != model.required_mask:
         _refuse(model, call)
     if batching and not 0 < batch_size <= model.max_batch_size and call.inputs:
@@ -70,6 +80,10 @@ def validate(model: ReadyModel, call: InferenceCall) -> Checked:
         len(set(call.outputs)) != len(call.outputs) or not model.output_names.keys() >= set(call.outputs)
     ):
         _refuse(model, call)
+    if call.targets and not call.targets.keys() <= (set(call.outputs) or model.output_names.keys()):
+        _refuse(model, call)
+    if in_regions:
+        return Checked(max(batch_size, 1), _shape_key(model, call), in_regions)
     if not model.shape_key_rules:
         return _ONE if batch_size < 2 else Checked(batch_size, "")
     return Checked(max(batch_size, 1), _shape_key(model, call))
@@ -85,13 +99,19 @@ def _variable_is_good(rule: InputRule, tensor: TensorInput, dims: tuple[int, ...
         return False
     elements = prod(dims) * batch_size
     if rule.element_nbytes:
-        return len(tensor.data) == elements * rule.element_nbytes
+        return _nbytes(tensor) == elements * rule.element_nbytes
+    if tensor.region is not None:
+        return True  # only the worker looks into a client's memory
     if len(tensor.data) < elements * BYTES_PREFIX_NBYTES:
         return False
     try:
         return count(tensor.data, elements) == elements
     except BadBytes:
         return False
+
+
+def _nbytes(tensor: TensorInput) -> int:
+    return len(tensor.data) if tensor.region is None else tensor.region.nbytes
 
 
 def _shape_key(model: ReadyModel, call: InferenceCall) -> str:
@@ -140,10 +160,9 @@ def _duplicates(model: ReadyModel, call: InferenceCall) -> str:
 
 
 def _outputs(model: ReadyModel, call: InferenceCall) -> str:
-    for name in call.outputs:
-        if name not in model.output_names:
-            return f"unexpected inference output '{name}' for model '{model.name}'"
-    return ""
+    unexpected = [name for name in call.outputs if name not in model.output_names]
+    unexpected += [name for name in call.targets if name not in (call.outputs or model.output_names)]
+    return f"unexpected inference output '{unexpected[0]}' for model '{model.name}'" if unexpected else ""
 
 
 def _input_set(model: ReadyModel, call: InferenceCall) -> str:
@@ -229,7 +248,7 @@ def _shape(model: ReadyModel, rule: InputRule, tensor: TensorInput) -> str:
 def _sizes(model: ReadyModel, call: InferenceCall) -> str:
     for tensor in call.inputs:
         rule = model.inputs[tensor.name]
-        nbytes = len(tensor.data)
+        nbytes = _nbytes(tensor)
         elements = element_count(tensor.shape)
         if rule.element_nbytes:
             if nbytes != elements * rule.element_nbytes:
@@ -238,9 +257,10 @@ def _sizes(model: ReadyModel, call: InferenceCall) -> str:
                     f"{elements * rule.element_nbytes}, got {nbytes}"
                 )
             continue
-        text = wrong_elements(tensor.data, elements, rule.name, model.name)
-        if text:
-            return text
+        if tensor.region is None:
+            text = wrong_elements(tensor.data, elements, rule.name, model.name)
+            if text:
+                return text
     return ""
 
 

@@ -31,6 +31,7 @@ from conch.messages import (
     Responses,
     SegmentAdded,
     SegmentRetired,
+    TableSeen,
     TensorDescription,
     ToBroker,
     Welcome,
@@ -78,6 +79,7 @@ class FakeBroker:
         self.welcoming = True
         self.table = table(entry(), entry("fussy", parameters={"idempotent": {"string_value": "false"}}))
         self.hellos: list[RequesterHello] = []
+        self.seen: list[TableSeen] = []
         self.peer = b""
         self._received: asyncio.Queue[Message] = asyncio.Queue()
         self._context = zmq.Context()
@@ -99,6 +101,8 @@ class FakeBroker:
                 self.hellos.append(message)
                 if self.welcoming:
                     self.welcome()
+            elif isinstance(message, TableSeen):
+                self.seen.append(message)
             else:
                 self._received.put_nowait(message)
 

@@ -19,6 +19,7 @@ from conch.messages import (
     Response,
     Responses,
     Retired,
+    SegmentAdded,
     TensorDescription,
     UnloadModel,
 )
@@ -278,7 +279,7 @@ class TestMemory:
             (segment,) = s.requester._arena.segments
             for _ in range(2000):
                 s.requester._links.retire(7)
-            s.requester._links.announce(segment)
+            s.requester._links.announce(SegmentAdded(segment.number, segment.nbytes), segment.descriptor)
 
             def all_read() -> bool:
                 worker.read_segments()

@@ -158,7 +158,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.load_model and self.model_control_mode != "explicit":
             raise InvalidArgument("--load-model needs --model-control-mode=explicit")
         for setting in self.metrics_config:
-            if "=" not in setting:
+            name, _, value = setting.partition("=")
+            if not name or not value or "," in name:
                 raise InvalidArgument(f"--metrics-config '{setting}' is not of the form <setting>=<value>")
 
     def _check_certificates(self, protocol: str) -> None:

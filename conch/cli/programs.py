@@ -11,7 +11,7 @@ def process_count(program: str, settings: Settings) -> int:
         case "grpc":
             return 0  # settings.grpc_process_count if settings.allow_grpc else 0
         case "metrics":
-            return 0  # int(settings.allow_metrics)
+            return int(settings.allow_metrics)
     return 1
 
 

@@ -1,1 +1,1 @@
-
+"""The metrics frontend: Prometheus text on a port of its own."""

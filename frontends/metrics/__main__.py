@@ -1,0 +1,5 @@
+import sys
+
+from frontends.metrics.server import main
+
+sys.exit(main())

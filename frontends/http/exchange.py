@@ -38,13 +38,25 @@ class Request:
     ``body`` is dropped by the engine when ``Application.answer`` returns; whoever keeps a view of it keeps its memory.
     """
 
-    __slots__ = ("body", "buffered_nbytes", "content_length", "fields", "keep_alive", "method", "refusal", "target")
+    __slots__ = (
+        "body",
+        "buffered_nbytes",
+        "content_length",
+        "fields",
+        "keep_alive",
+        "method",
+        "refusal",
+        "takes_chunks",
+        "target",
+    )
 
     def __init__(self, method: bytes, target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -> None:
         self.method = method
         self.target = target
         self.fields = fields
         self.keep_alive = keep_alive
+        #: False for HTTP/1.0
+        self.takes_chunks = True
         self.content_length: int | None = None
         self.body: bytes | bytearray | memoryview = b""
         #: bytes of the body that count against the engine's budget
@@ -97,6 +109,34 @@ class Pending:
             logger.exception("an answer could not be written")
             reply = error_reply(500, "internal error")
         self.on_reply(reply)
+
+
+class Sink(Protocol):
+    """The way to the client for an answer that comes in pieces: ``begin``, any number of ``write``, ``end``. All of
+    them do nothing once the client has gone."""
+
+    def begin(self, status: int, headers: bytes) -> None:
+        """``headers`` as in ``Reply``."""
+        ...
+
+    def write(self, chunk: bytes) -> bool:
+        """False: enough for now, the client does not read as fast. Whoever writes more nevertheless fills memory."""
+        ...
+
+    def end(self) -> None: ...
+
+
+class Streaming(Pending):
+    """An answer that is written to ``sink`` as it is made, or a whole reply after all, when nothing has begun."""
+
+    __slots__ = ("sink",)
+
+    #: set by the engine
+    sink: Sink
+
+    def resume(self) -> None:
+        """After a ``write`` that returned False: the client has caught up."""
+        raise NotImplementedError
 
 
 class Application(Protocol):

@@ -1,7 +1,8 @@
 """One HTTP/1.x connection: requests to the application one after the other, answers out in order.
 
 What a client pipelines waits in a short queue. An answer that borrows memory holds the next one up until the
-transport's buffer is empty: only then nobody reads that memory any more.
+transport's buffer is empty: only then nobody reads that memory any more. An answer that comes in pieces holds the next
+one up until its end.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
-from frontends.http.exchange import REASONS, Pending, Reply, Request, error_reply
+from frontends.http.exchange import REASONS, Pending, Reply, Request, Streaming, error_reply
 from frontends.http.reader import BODY, DISCARD, IDLE, RETRY_AFTER, RequestReader
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ _QUEUED_NBYTES: Final = 1 << 20
 _JOIN_NBYTES: Final = 65536
 
 _STATUS_LINES: Final = {status: b"HTTP/1.1 %d %s\r\n" % (status, text.encode()) for status, text in REASONS.items()}
+#: how the pieces of an answer are framed: not at all before it has begun
+_NOT_BEGUN: Final = 0
+_CHUNKED: Final = 1
+_UNTIL_CLOSED: Final = 2
+_HEAD_ONLY: Final = 3
+
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -34,10 +41,12 @@ class Connection(asyncio.BufferedProtocol):
         "_current",
         "_drain_mark",
         "_engine",
+        "_framing",
         "_lent",
         "_pending",
         "_queue",
         "_reader",
+        "_streamed_nbytes",
         "_transport",
         "_writable",
     )
@@ -55,7 +64,11 @@ class Connection(asyncio.BufferedProtocol):
         self._writable = True
         #: the answer whose views the transport still reads
         self._lent: Reply | None = None
-        #: bytes that were unsent, and since when
+        #: of the answer in pieces
+        self._framing = _NOT_BEGUN
+        #: how much of such answers has been handed to the transport
+        self._streamed_nbytes = 0
+        #: how much the client had read, up to a constant (streamed less unsent bytes), and when
         self._drain_mark: tuple[int, float] | None = None
 
     # ------------------------------------------------------------------------------------------- transport events
@@ -75,6 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reader.forget_parser()
         self._engine.discard(self)
         pending, self._pending = self._pending, None
+        self._framing = _NOT_BEGUN
         if pending is not None:
             pending.cancel()
         if self._lent is not None:
@@ -100,6 +114,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._lent is not None:
             self._take_back()
             self._finish()
+        elif self._framing != _NOT_BEGUN:
+            cast(Streaming, self._pending).resume()
         self._advance()
 
     # ---------------------------------------------------------------------------------------------- from the reader
@@ -163,6 +179,8 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(reply, Pending):
             self._pending = reply
             reply.on_reply = self._answered
+            if isinstance(reply, Streaming):
+                reply.sink = self
         else:
             self._write(request, reply)
 
@@ -188,13 +206,7 @@ class Connection(asyncio.BufferedProtocol):
         nbytes = len(body)
         for view in views:
             nbytes += view.nbytes
-        if not request.keep_alive or self._engine.draining:
-            request.keep_alive = False
-            headers = reply.headers + b"Connection: close\r\n"
-        elif b"connection" in request.fields:
-            headers = reply.headers + b"Connection: keep-alive\r\n"
-        else:
-            headers = reply.headers
+        headers = self._with_connection(request, reply.headers)
         head = b"%b%bContent-Length: %d\r\n\r\n" % (_STATUS_LINES[reply.status], headers, nbytes)
         if request.method == b"HEAD":
             body, views = b"", ()
@@ -214,6 +226,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._writable and transport.get_write_buffer_size() == 0:
             self._take_back()
             self._finish()
+
+    def _with_connection(self, request: Request, headers: bytes) -> bytes:
+        if not request.keep_alive or self._engine.draining:
+            request.keep_alive = False
+            return headers + b"Connection: close\r\n"
+        if b"connection" in request.fields:
+            return headers + b"Connection: keep-alive\r\n"
+        return headers
 
     def _take_back(self) -> None:
         """Nobody reads the views of the answer any more."""
@@ -245,6 +265,49 @@ class Connection(asyncio.BufferedProtocol):
             self._engine.let_go(request)
         self._queue.clear()
 
+    # --------------------------------------------------------------------------------------------- answers in pieces
+
+    def begin(self, status: int, headers: bytes) -> None:
+        request, transport = self._current, self._transport
+        if self._pending is None or request is None or transport is None or transport.is_closing():
+            return
+        if request.method == b"HEAD":
+            self._framing = _HEAD_ONLY
+        elif request.takes_chunks:
+            self._framing = _CHUNKED
+        else:
+            self._framing = _UNTIL_CLOSED
+            request.keep_alive = False
+        headers = self._with_connection(request, headers)
+        if request.takes_chunks:
+            headers += b"Transfer-Encoding: chunked\r\n"
+        transport.write(b"%b%b\r\n" % (_STATUS_LINES[status], headers))
+
+    def write(self, chunk: bytes) -> bool:
+        if self._framing == _CHUNKED:
+            self._write_piece(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b"")
+        elif self._framing == _UNTIL_CLOSED:
+            self._write_piece(chunk)
+        return self._writable
+
+    def _write_piece(self, piece: bytes) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            self._streamed_nbytes += len(piece)
+            transport.write(piece)
+
+    def end(self) -> None:
+        if self._framing == _NOT_BEGUN:
+            return
+        if self._framing == _CHUNKED:
+            self._write_piece(b"0\r\n\r\n")
+        self._framing = _NOT_BEGUN
+        self._pending = None
+        if self._engine.draining and self._current is not None:
+            self._current.keep_alive = False
+        self._finish()
+        self._advance()
+
     # ---------------------------------------------------------------------------------------------- time and closing
 
     def close_if_idle(self) -> None:
@@ -266,8 +329,8 @@ class Connection(asyncio.BufferedProtocol):
         unsent = transport.get_write_buffer_size()
         if unsent == 0:
             self._drain_mark = None
-        elif self._drain_mark is None or unsent <= self._drain_mark[0] - limits.write_nbytes:
-            self._drain_mark = (unsent, now)
+        elif self._drain_mark is None or self._streamed_nbytes - unsent >= self._drain_mark[0] + limits.write_nbytes:
+            self._drain_mark = (self._streamed_nbytes - unsent, now)
         elif now - self._drain_mark[1] > limits.write_seconds:
             logger.debug("a client does not read its answer: disconnected")
             transport.abort()

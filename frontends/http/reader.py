@@ -250,7 +250,10 @@ class RequestReader:
         parser = self._parser
         assert parser is not None
         fields = self._fields
-        request = Request(parser.get_method(), self._target, fields, parser.should_keep_alive())
+        keep_alive = parser.should_keep_alive()
+        request = Request(parser.get_method(), self._target, fields, keep_alive)
+        if not keep_alive or b"connection" in fields:  # otherwise it is 1.1
+            request.takes_chunks = parser.get_http_version() == "1.1"
         self._request = request
         self.phase = BODY
         self.since = self._engine.now

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from conch.errors import InvalidArgument
 from conch.model_config import ModelInput, ModelOutput
-from frontends.models import ModelTableView
+from frontends.models import ModelTableView, parse_version
 
 #: the Triton release whose behaviour Conch follows. Clients compare it; Conch's own version is in ``conch --version``.
 TRITON_VERSION = "2.73.0"
@@ -70,3 +71,15 @@ def repository_index(models: ModelTableView, ready_only: bool = False) -> list[d
                 row["reason"] = entry.reason
         rows.append(row)
     return rows
+
+
+def statistics_version(models: ModelTableView, name: str, version: str) -> int:
+    """``version`` for ``AskStatistics``, 0 for all of them. Raises ``InvalidArgument`` for what is not ready."""
+    number = parse_version(version) if version else 0
+    if name:
+        ready = models.ready_versions(name)
+        if not ready:
+            raise InvalidArgument(f"requested model '{name}' is not available")
+        if number and number not in ready:
+            raise InvalidArgument(f"requested model version is not available for model '{name}'")
+    return number

@@ -1,0 +1,5 @@
+import sys
+
+from frontends.grpc.server import main
+
+sys.exit(main())

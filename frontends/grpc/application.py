@@ -1,0 +1,157 @@
+"""The gRPC API: which RPCs there are, what each may be restricted by, and inferences."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from conch.errors import ConchError, Unsupported
+from conch.settings import Settings
+from frontends.categories import Category
+from frontends.forwarding import HeaderForwarding
+from frontends.grpc.calls import SERVICE, AskedLike, CountedPending, RequesterLike, Rpc, Traffic
+from frontends.grpc.codec import split_request
+from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
+from frontends.grpc.exchange import Call, Failure, Metadata, Pending, Reply
+from frontends.grpc.health import health_rpcs
+from frontends.grpc.inference import decode, encode
+from frontends.grpc.metadata import MetadataRpcs
+from frontends.grpc.repository import RepositoryRpcs
+from frontends.grpc.server_settings import SettingsRpcs
+from frontends.grpc.shared_memory import SharedMemoryRpcs
+from frontends.grpc.streams import InferStream, check_streamable
+from frontends.inference import InferenceResult, Outcome
+from frontends.metadata import server_metadata
+from frontends.models import ReadyModel
+from frontends.restrictions import Restrictions
+
+logger = logging.getLogger("conch.frontends.grpc.application")
+
+INFER: Final = SERVICE + "ModelInfer"
+STREAM: Final = SERVICE + "ModelStreamInfer"
+_DECOUPLED: Final = "ModelInfer RPC doesn't support models with decoupled transaction policy"
+
+
+class _Inference(CountedPending):
+    """An inference that is on its way, and how its answer is to be shown."""
+
+    __slots__ = ("_classes", "_model", "asked")
+
+    asked: AskedLike
+
+    def __init__(self, traffic: Traffic, model: ReadyModel, classes: dict[str, int]) -> None:
+        super().__init__(traffic)
+        self._model = model
+        self._classes = classes
+
+    def cancel(self) -> None:
+        self.leave()
+        self.asked.cancel()
+
+    def answered(self, outcome: Outcome) -> None:
+        self.finish(self._render, outcome)
+
+    def _render(self, outcome: Outcome) -> Reply:
+        if not isinstance(outcome, InferenceResult):
+            return failure_of(outcome)
+        try:
+            return encode(outcome, self._classes, self._model)
+        except ConchError as error:
+            return failure_of(error)
+
+
+class GrpcApplication:
+    """Implements ``frontends.grpc.exchange.Application`` on a requester. Raises ``InvalidArgument`` for settings that
+    cannot be understood."""
+
+    def __init__(self, requester: RequesterLike, settings: Settings) -> None:
+        self.traffic = Traffic()
+        self._requester = requester
+        self._models = requester.models
+        self._restrictions = Restrictions.parse(
+            settings.grpc_restricted_protocol, "grpc-restricted-protocol", "triton-grpc-protocol-"
+        )
+        self._forwarding = HeaderForwarding(settings.grpc_header_forward_pattern, "grpc-header-forward-pattern")
+        about = MetadataRpcs(requester, server_metadata(settings.server_id), settings.strict_readiness)
+        self._rpcs: dict[str, Rpc] = {
+            INFER: Rpc(Category.INFERENCE, self._infer),
+            **about.rpcs(self.traffic),
+            **health_rpcs(about.ready),
+            **RepositoryRpcs(requester).rpcs(self.traffic),
+            **SharedMemoryRpcs(requester, settings.client_shm_allowed).rpcs(self.traffic),
+            **SettingsRpcs(requester).rpcs(self.traffic),
+        }
+        self._streams = {STREAM: Category.INFERENCE}
+        self.methods = tuple(self._rpcs)
+        self.streams = tuple(self._streams)
+
+    def answer(self, call: Call) -> Reply | Pending:
+        logger.debug("gRPC request: %s", call.method)
+        rpc = self._rpcs[call.method]
+        try:
+            self._admit(rpc.category, call.metadata)
+            return rpc.answer(call)
+        except ConchError as error:
+            return failure_of(error)
+
+    async def stream(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
+        logger.debug("gRPC stream: %s", call.method)
+        try:
+            self._admit(self._streams[call.method], call.metadata)
+        except ConchError as error:
+            yield failure_of(error)
+            return
+        strict = ("triton_grpc_error", "true") in call.metadata
+        replies = InferStream(partial(self._begin, call), self.traffic, strict).serve(requests)
+        try:
+            async for reply in replies:
+                yield reply
+        finally:
+            await replies.aclose()  # type: ignore[attr-defined]
+
+    def _admit(self, category: Category, metadata: Metadata) -> None:
+        """The one place that every RPC and every stream passes. Raises ``Forbidden``."""
+        if self._restrictions:
+            self._restrictions.check(category, dict(_texts(metadata)).get)
+
+    # ----------------------------------------------------------------------------------------------------- inference
+
+    def _infer(self, call: Call) -> Reply | Pending:
+        if self.traffic.stopped.is_set():
+            return Failure(UNAVAILABLE, SHUTTING_DOWN)
+        try:
+            request, blobs = split_request(call.payload)
+        except DecodeError:
+            return UNREADABLE
+        model = self._models.lookup(request.model_name, request.model_version)
+        if model.decoupled:
+            raise Unsupported(_DECOUPLED)
+        wanted = decode(request, blobs, model, self._requester.regions, self._forwarded(call.metadata))
+        wanted.call.deadline = call.deadline
+        inference = _Inference(self.traffic, model, wanted.classes)
+        try:
+            inference.asked = self._requester.ask(model, wanted.call, inference.answered)
+        except BaseException:
+            inference.leave()
+            raise
+        return inference
+
+    def _begin(
+        self, call: Call, request: Any, blobs: list[memoryview], on_answer: Callable[[Outcome], None]
+    ) -> tuple[AskedLike, ReadyModel, dict[str, int]]:
+        model = self._models.lookup(request.model_name, request.model_version)
+        check_streamable(model)
+        wanted = decode(request, blobs, model, self._requester.regions, self._forwarded(call.metadata))
+        wanted.call.deadline = call.deadline
+        return self._requester.ask(model, wanted.call, on_answer), model, wanted.classes
+
+    def _forwarded(self, metadata: Metadata) -> dict[str, str]:
+        return self._forwarding.parameters(_texts(metadata)) if self._forwarding else {}
+
+
+def _texts(metadata: Metadata) -> list[tuple[str, str]]:
+    return [
+        (key, value if isinstance(value, str) else value.decode(errors="surrogateescape")) for key, value in metadata
+    ]

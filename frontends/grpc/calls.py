@@ -1,0 +1,143 @@
+"""RPCs: what each needs, how its answer becomes bytes, and which are on their way."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from google.protobuf.message import DecodeError
+
+from conch.messages import ServerSettings
+from frontends.categories import Category
+from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
+from frontends.grpc.exchange import Call, Failure, Pending, Reply
+from frontends.inference import InferenceCall, Outcome
+from frontends.models import ModelTableView, ReadyModel
+from frontends.regions import RegionTableView
+
+logger = logging.getLogger("conch.frontends.grpc.calls")
+
+SERVICE = "/inference.GRPCInferenceService/"
+
+
+class AskedLike(Protocol):
+    """The part of ``frontends.requester.Asked`` that gRPC uses."""
+
+    def cancel(self) -> None: ...
+
+
+class RequesterLike(Protocol):
+    """The part of ``frontends.requester.Requester`` that gRPC uses."""
+
+    models: ModelTableView
+    regions: RegionTableView
+    server_settings: ServerSettings
+
+    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> AskedLike: ...
+
+    def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...
+
+
+class Traffic:
+    """RPCs that are on their way. Once ``stopped``, no inference begins; ``until_idle`` returns when all RPCs that had
+    begun have their answers."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+        self.count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        self.count += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self.count -= 1
+        if not self.count:
+            self._idle.set()
+
+    async def until_idle(self) -> None:
+        await self._idle.wait()
+
+
+class CountedPending(Pending):
+    """On its way from here until it has its answer or is cancelled, whichever is first."""
+
+    __slots__ = ("_traffic",)
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic: Traffic | None = traffic
+        traffic.enter()
+
+    def leave(self) -> None:
+        traffic, self._traffic = self._traffic, None
+        if traffic is not None:
+            traffic.leave()
+
+    def finish(self, render: Callable[[Any], Reply], outcome: Any) -> None:
+        self.leave()
+        super().finish(render, outcome)
+
+
+class _Work(CountedPending):
+    """A coroutine that returns the response's message, or raises."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, traffic: Traffic, coroutine: Coroutine[Any, Any, Any]) -> None:
+        super().__init__(traffic)
+        self._task = asyncio.ensure_future(coroutine)
+        self._task.add_done_callback(partial(self.finish, _render))
+
+    def cancel(self) -> None:
+        self.leave()
+        self._task.cancel()
+
+
+def _render(task: "asyncio.Task[Any]") -> Reply:
+    if task.cancelled():
+        return Failure(UNAVAILABLE, SHUTTING_DOWN)
+    error = task.exception()
+    if error is not None:
+        return failure_of(error)
+    encoded: bytes = task.result().SerializeToString()
+    return encoded
+
+
+class Rpc(NamedTuple):
+    """A unary RPC. None can be written down without the group of restrictions that it belongs to. ``answer`` raises
+    nothing but ``ConchError``."""
+
+    category: Category
+    answer: Callable[[Call], Reply | Pending]
+
+
+def unary(category: Category, request_type: Any, handler: Callable[[Any], Any]) -> Rpc:
+    """``handler`` gets the request's message and returns the response's at once."""
+
+    def answer(call: Call) -> Reply:
+        try:
+            request = request_type.FromString(call.payload)
+        except DecodeError:
+            return UNREADABLE
+        encoded: bytes = handler(request).SerializeToString()
+        return encoded
+
+    return Rpc(category, answer)
+
+
+def unary_later(
+    category: Category, request_type: Any, handler: Callable[[Any], Coroutine[Any, Any, Any]], traffic: Traffic
+) -> Rpc:
+    """``handler`` is a coroutine function that gets the request's message and returns the response's."""
+
+    def answer(call: Call) -> Reply | Pending:
+        try:
+            request = request_type.FromString(call.payload)
+        except DecodeError:
+            return UNREADABLE
+        return _Work(traffic, handler(request))
+
+    return Rpc(category, answer)

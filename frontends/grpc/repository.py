@@ -1,0 +1,69 @@
+"""RPCs about the model repository: index, load, unload."""
+
+from typing import Any
+
+from conch.errors import InvalidArgument, Unsupported
+from conch.messages import LoadModel, UnloadModel
+from frontends import metadata
+from frontends.categories import Category
+from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary, unary_later
+from frontends.grpc.codec import service_pb2 as pb
+
+_CHOICE = "parameter_choice"
+
+
+class RepositoryRpcs:
+    def __init__(self, requester: RequesterLike) -> None:
+        self._requester = requester
+
+    def rpcs(self, traffic: Traffic) -> dict[str, Rpc]:
+        category = Category.MODEL_REPOSITORY
+        return {
+            SERVICE + "RepositoryIndex": unary(category, pb.RepositoryIndexRequest, self._index),
+            SERVICE + "RepositoryModelLoad": unary_later(category, pb.RepositoryModelLoadRequest, self._load, traffic),
+            SERVICE + "RepositoryModelUnload": unary_later(
+                category, pb.RepositoryModelUnloadRequest, self._unload, traffic
+            ),
+        }
+
+    def _index(self, request: Any) -> Any:
+        _check_repository(request)
+        rows = metadata.repository_index(self._requester.models, request.ready)
+        return pb.RepositoryIndexResponse(models=[pb.RepositoryIndexResponse.ModelIndex(**row) for row in rows])
+
+    async def _load(self, request: Any) -> Any:
+        _check_repository(request)
+        config = ""
+        files: dict[str, bytes] = {}
+        for key, parameter in request.parameters.items():
+            if key == "config":
+                _check_type(parameter, key, "string_param")
+                config = parameter.string_param
+            elif key.startswith("file:"):
+                _check_type(parameter, key, "bytes_param")
+                files[key.removeprefix("file:")] = parameter.bytes_param
+            else:
+                raise InvalidArgument(f"unrecognized load parameter '{key}'.")
+        await self._requester.call(LoadModel(0, request.model_name, config, files))
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(self, request: Any) -> Any:
+        _check_repository(request)
+        dependents = False
+        if "unload_dependents" in request.parameters:
+            parameter = request.parameters["unload_dependents"]
+            if parameter.WhichOneof(_CHOICE) != "bool_param":
+                raise InvalidArgument("invalid value type for 'unload_dependents' parameter, expected bool_param.")
+            dependents = parameter.bool_param
+        await self._requester.call(UnloadModel(0, request.model_name, dependents))
+        return pb.RepositoryModelUnloadResponse()
+
+
+def _check_repository(request: Any) -> None:
+    if request.repository_name:
+        raise Unsupported("'repository_name' specification is not supported")
+
+
+def _check_type(parameter: Any, key: str, wanted: str) -> None:
+    if parameter.WhichOneof(_CHOICE) != wanted:
+        raise InvalidArgument(f"invalid value type for load parameter '{key}', expected {wanted}.")

@@ -1,0 +1,108 @@
+"""The gRPC frontend process: wiring, start and stop."""
+
+import asyncio
+import logging
+
+import uvloop
+
+from conch.errors import ConchError
+from conch.process import begin, keep_what_is_there, on_stop_signals
+from conch.run_dir import RunDir
+from conch.settings import Settings
+from frontends.grpc.calls import Traffic
+from frontends.grpc.exchange import Engine
+from frontends.listening import bind
+from frontends.requester import Requester
+
+logger = logging.getLogger("conch.frontends.grpc.server")
+
+#: for replies that are there to reach their clients
+_WRITE_GRACE_S = 1.0
+
+
+async def serve(settings: Settings) -> bool:
+    """Runs until SIGTERM or SIGINT. Returns whether everything in flight was answered within ``exit_timeout_secs``; a
+    second signal cuts it off.
+
+    Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
+    """
+    reuse_port = settings.reuse_grpc_port or settings.grpc_process_count > 1
+    # gRPC itself would share the port with another server without a word
+    listener = bind(settings.grpc_address, settings.grpc_port, reuse_port)
+    loop = asyncio.get_running_loop()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    on_stop_signals(loop, lambda: hurry.set() if stop.is_set() else stop.set())
+    loaded = asyncio.Event()
+    requester = Requester(
+        RunDir(settings.run_dir),
+        role="grpc",
+        arena_cap_nbytes=settings.frontend_arena_nbytes,
+        max_inflight=settings.max_inflight,
+    )
+    requester.on_table = lambda table: loaded.set() if table.server != "starting" else None
+    await requester.start()
+    try:
+        # protobuf and gRPC take 60 ms to import; models are being loaded meanwhile
+        from frontends.grpc.application import GrpcApplication
+        from frontends.grpc.engines import make_engine
+
+        application = GrpcApplication(requester, settings)
+        engine = make_engine(application, settings)
+        await _first(loaded, stop)
+        if stop.is_set():
+            await engine.close(0)
+            return True
+        await engine.listen(listener)
+        logger.info("Started GRPCInferenceService at %s:%s", settings.grpc_address, settings.grpc_port)
+        keep_what_is_there()
+        await stop.wait()
+        logger.info("stopping; %s RPCs in flight", application.traffic.count)
+        return await drain(application.traffic, engine, settings.exit_timeout_secs, hurry)
+    finally:
+        listener.close()
+        await requester.close()
+
+
+async def drain(traffic: Traffic, engine: Engine, timeout_s: float, hurry: asyncio.Event) -> bool:
+    """Waits for the RPCs that are on their way, while new inferences are refused, and closes the engine. False when the
+    time-out or ``hurry`` came first."""
+    traffic.stopped.set()
+    idle = asyncio.ensure_future(traffic.until_idle())
+    hurried = asyncio.ensure_future(hurry.wait())
+    await asyncio.wait((idle, hurried), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finished = idle.done()
+    if hurried.done() and not finished:
+        logger.warning("a second signal: %s RPCs are cut off", traffic.count)
+    idle.cancel()
+    hurried.cancel()
+    await engine.close(_WRITE_GRACE_S if finished else 0)
+    return finished
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def main() -> int:
+    """Exit codes: 0 after a stop signal, 1 otherwise."""
+    try:
+        settings = Settings.from_environ()
+    except ConchError as error:
+        logging.basicConfig()
+        logger.error("%s", error.message)
+        return 1
+    begin(settings)
+    if not settings.allow_grpc:
+        return 0
+    try:
+        finished = uvloop.run(serve(settings))
+    except (ConchError, OSError) as error:
+        logger.error("the gRPC frontend cannot run: %s", error)
+        return 1
+    if not finished:
+        logger.error("Exit timeout expired. Exiting immediately.")
+        return 1
+    return 0

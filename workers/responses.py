@@ -6,6 +6,7 @@ and outputs leased, by references into those.
 """
 
 import logging
+import os
 import select
 import time
 from collections.abc import Callable, Sequence
@@ -135,12 +136,14 @@ class Connections:
                         regions.add(message.segment, descriptor, message.offset, message.nbytes)
                     case SegmentAdded() if descriptor is not None:
                         mappings.add(message.segment, descriptor, message.lease_page)
-                    case SegmentRetired():
+                    case SegmentRetired() if descriptor is None:
                         if message.segment in mappings:
                             mappings.remove(message.segment)
                         else:
                             regions.remove(message.segment)
                     case _:
+                        if descriptor is not None:
+                            os.close(descriptor)
                         raise BadMessage(f"{type(message).__name__} is not expected here")
         except ChannelClosed:
             self._disconnect(requester)

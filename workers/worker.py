@@ -20,6 +20,7 @@ import zmq
 
 from conch import process
 from conch.errors import ConchError
+from conch.heap import keep_freed_memory
 from conch.messages import Batch, Completed, Done, Fault, LoadFailed, Ready, Spawn
 from conch.model_config import ModelConfig, decode_config
 from conch.run_dir import RunDir
@@ -48,6 +49,7 @@ _COMM_NBYTES = 15
 def enter(spawn: Spawn, settings: Settings) -> None:
     """First thing in the new process: a session of its own, output to the model's log, and a file that tells of it."""
     os.setsid()
+    keep_freed_memory()
     run_dir = RunDir(settings.run_dir)
     log = os.open(
         worker_file.model_log(run_dir, spawn.model), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600

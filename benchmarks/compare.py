@@ -1,6 +1,6 @@
 """Measures Conch, the real Triton and a bare onnxruntime loop on the same models, in one run, taking turns.
 
-    python benchmarks/compare.py [--quick] [--triton-url HOST:PORT] [--only PATTERN] [--output FILE]
+    python benchmarks/compare.py [--quick] [--rounds N] [--triton-url HOST:PORT] [--only PATTERN] [--output FILE]
 
 Triton comes from ``../shared/oracle/triton.sh`` if that is there, else from ``--triton-url``, which must serve the
 models that ``--write-repository DIR`` writes. Without either only Conch and the bare loop are measured.
@@ -19,18 +19,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it can be run as a file
 
 from benchmarks import models, servers
-from benchmarks.load import LoadFailed, Measurement, ask_once, measure, wrk_installed
-from benchmarks.models import HttpRequest
+from benchmarks.cases import Case, add_sub_cases, classifier_cases, identity_cases
+from benchmarks.load import LoadFailed, Measurement, wrk_installed
 from benchmarks.servers import Server
 
-MIB = 1 << 20
-CLASSIFIER_CLIENTS = 4
 BARE = "bare loop"
 
 
@@ -47,37 +45,6 @@ FULL = Length(rounds=7, measure_s=3, warm_up_s=1)
 QUICK = Length(rounds=3, measure_s=1, warm_up_s=1)
 
 
-@dataclass(frozen=True)
-class Case:
-    """``unit`` is how many inferences a request counts for."""
-
-    name: str
-    request: HttpRequest
-    clients: int
-    unit: int = 1
-
-
-def server_cases() -> list[Case]:
-    return [
-        *(Case(f"add/sub, JSON, {clients} clients", models.add_sub_json(), clients) for clients in (1, 8, 32)),
-        *(Case(f"add/sub, binary, {clients} clients", models.add_sub_binary(), clients) for clients in (1, 8, 32)),
-        *(Case(f"identity, {size} MiB, 1 client", models.identity(size * MIB), 1) for size in (1, 16)),
-        *(Case(f"identity, {size} MiB, 4 clients", models.identity(size * MIB), 4) for size in (1, 16)),
-    ]
-
-
-def classifier_cases() -> list[Case]:
-    return [
-        Case(
-            f"classifier, batch {size}, {CLASSIFIER_CLIENTS} clients",
-            models.classification(size),
-            CLASSIFIER_CLIENTS,
-            size,
-        )
-        for size in models.CLASSIFIER_BATCH_SIZES
-    ]
-
-
 def measure_bare_loop(model: Path, batch_size: int, seconds: float) -> Measurement:
     """One client of onnxruntime in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bare_loop", str(model), str(batch_size), str(seconds)]
@@ -92,15 +59,14 @@ def measure_bare_loop(model: Path, batch_size: int, seconds: float) -> Measureme
 def take_turns(case: Case, rivals: Sequence[Server | Path], length: Length) -> dict[str, list[Measurement]]:
     """``length.rounds`` measurements of every rival: servers, and a model's path for the bare loop."""
     found: dict[str, list[Measurement]] = {}
-    long_requests = any(isinstance(rival, Path) for rival in rivals)
     for rival in rivals:
         if isinstance(rival, Server):
-            ask_once(rival.address, case.request)
+            case.load.check(rival)
     for number in range(length.rounds):
         for rival in rivals if number % 2 == 0 else reversed(rivals):
             if isinstance(rival, Server):
-                measure(rival.address, case.request, case.clients, length.warm_up_s, long_requests)
-                result = measure(rival.address, case.request, case.clients, length.measure_s, long_requests)
+                case.load.measure(rival, case.clients, length.warm_up_s)
+                result = case.load.measure(rival, case.clients, length.measure_s)
                 found.setdefault(rival.name, []).append(result)
             else:
                 found.setdefault(BARE, []).append(measure_bare_loop(rival, case.unit, length.measure_s))
@@ -147,7 +113,8 @@ def describe(length: Length, running: Sequence[Server]) -> str:
     generator = "wrk -t1" if wrk_installed() else "benchmarks/load.py (wrk is not installed)"
     return (
         f"{versions}; {os.cpu_count()} cores shared with the load; Python {platform.python_version()}; "
-        f"load by {generator}; medians of {length.rounds} rounds of {length.measure_s:g} s, each after "
+        f"load by {generator}, for gRPC and shared memory by perf_analyzer; "
+        f"medians of {length.rounds} rounds of {length.measure_s:g} s, each after "
         f"{length.warm_up_s:g} s of warm-up, taking turns."
     )
 
@@ -156,11 +123,12 @@ def describe(length: Length, running: Sequence[Server]) -> str:
 
 
 @contextlib.contextmanager
-def running_servers(repository: Path, classifier: Path, triton_url: str) -> Iterator[list[Server]]:
+def running_servers(repository: Path, classifier: Path, given: Server | None) -> Iterator[list[Server]]:
+    """Conch, and Triton: ``given``, or one of our own where it can be had."""
     with contextlib.ExitStack() as stack:
         found = [stack.enter_context(servers.conch([repository, classifier]))]
-        if triton_url:
-            found.append(Server("Triton", triton_url))
+        if given is not None:
+            found.append(given)
         elif servers.ORACLE.exists():
             found.append(stack.enter_context(servers.triton([repository])))
         else:
@@ -171,11 +139,14 @@ def running_servers(repository: Path, classifier: Path, triton_url: str) -> Iter
 def run(options: argparse.Namespace, work: Path) -> list[str]:
     """The tables, as lines of Markdown."""
     length = QUICK if options.quick else FULL
+    if options.rounds:
+        length = replace(length, rounds=options.rounds)
+    given = Server("Triton", options.triton_url, options.triton_grpc_url) if options.triton_url else None
     models.write_python_models(work / "models")
     onnx_file = models.write_classifier(work / "classifier")
-    with running_servers(work / "models", work / "classifier", options.triton_url) as running:
+    with running_servers(work / "models", work / "classifier", given) as running:
         lines = [describe(length, running), "", header("Triton")]
-        for case in server_cases():
+        for case in add_sub_cases() + identity_cases():
             if options.only in case.name:
                 lines.append(row(case, take_turns(case, running, length), "Triton"))
                 print(lines[-1], file=sys.stderr)
@@ -189,8 +160,10 @@ def run(options: argparse.Namespace, work: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures Conch, Triton and a bare onnxruntime loop, taking turns.")
-    parser.add_argument("--quick", action="store_true", help="about two minutes instead of ten; less certain")
+    parser.add_argument("--quick", action="store_true", help="about eight minutes instead of thirty; less certain")
+    parser.add_argument("--rounds", type=int, default=0, metavar="N", help="of every case, instead of 7 or 3")
     parser.add_argument("--triton-url", default="", metavar="HOST:PORT", help="a Triton that is running already")
+    parser.add_argument("--triton-grpc-url", default="", metavar="HOST:PORT", help="its gRPC endpoint")
     parser.add_argument("--only", default="", metavar="PATTERN", help="only cases whose name contains this")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the tables there as well")
     parser.add_argument("--write-repository", type=Path, metavar="DIR", help="only write the models for --triton-url")

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it can be run as a
 
 from benchmarks import models, servers
 from benchmarks.load import Measurement, ask_once, measure
+from benchmarks.processes import command, descendants
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 REQUESTS: dict[str, Callable[[], models.HttpRequest]] = {
@@ -30,19 +31,6 @@ def cpu_seconds(pid: int) -> tuple[float, float]:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) * TICK_S, int(fields[12]) * TICK_S
-
-
-def command(pid: int) -> str:
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return b" ".join(words).decode(errors="replace").strip()[-60:]
-
-
-def descendants(pid: int) -> list[int]:
-    """``pid`` and everything below it."""
-    found = [pid]
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += descendants(int(child))
-    return found
 
 
 def report(pids: list[int], address: str, request: models.HttpRequest, clients: int, seconds: float) -> None:
@@ -75,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="conch-bench-") as folder:
         models.write_python_models(Path(folder))
         with servers.conch([Path(folder)]) as server:
-            report(descendants(os.getpid())[1:], server.address, request, options.clients, options.seconds)
+            report(descendants(server.pid), server.address, request, options.clients, options.seconds)
 
 
 if __name__ == "__main__":

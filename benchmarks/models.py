@@ -123,8 +123,12 @@ def add_sub_binary() -> HttpRequest:
     return binary_request("simple", inputs, "INT32", expected)
 
 
+def random_bytes(nbytes: int) -> numpy.ndarray:
+    return numpy.random.default_rng(1).integers(0, 256, nbytes, dtype=numpy.uint8)
+
+
 def identity(nbytes: int) -> HttpRequest:
-    values = numpy.random.default_rng(1).integers(0, 256, nbytes, dtype=numpy.uint8)
+    values = random_bytes(nbytes)
     return binary_request("identity", {"INPUT0": values}, "UINT8", values.tobytes())
 
 

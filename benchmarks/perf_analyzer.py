@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load import LoadFailed, Measurement
+from benchmarks.load import LoadFailed
 from benchmarks.servers import ORACLE
 
 #: the smallest number of windows that it takes; its figures are those of all of them together
@@ -80,11 +80,3 @@ def run(model: str, protocol: str, address: str, arguments: Sequence[str], secon
     if done.returncode != 0 or not reports:
         raise LoadFailed(f"{shlex.join(words)}: exit status {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
     return reports
-
-
-def measure(
-    model: str, protocol: str, address: str, arguments: Sequence[str], clients: int, seconds: float
-) -> Measurement:
-    """``clients`` synchronous clients, each with one request at a time. Raises ``LoadFailed``."""
-    [report] = run(model, protocol, address, ["--concurrency-range", str(clients), *arguments], seconds)
-    return Measurement(report.inferences_per_s, report.p50_s, report.p99_s)

@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.models import ROOT
@@ -27,11 +27,13 @@ STOP_WITHIN_S = 30
 
 @dataclass(frozen=True)
 class Server:
-    """``address`` and ``grpc_address`` are host:port; the second is empty if nobody knows it."""
+    """``address`` and ``grpc_address`` are host:port; the second is empty if nobody knows it. ``pid``: of its topmost
+    process, if it was started here."""
 
     name: str
     address: str
     grpc_address: str = ""
+    pid: int = 0
 
     def ready(self) -> bool:
         try:
@@ -71,7 +73,7 @@ def _running(server: Server, command: list[str], start_within_s: float) -> Itera
                     log.seek(0)
                     raise DoesNotStart(f"{server.name} does not start:\n{log.read().decode(errors='replace')[-4000:]}")
                 time.sleep(0.05)
-            yield server
+            yield replace(server, pid=process.pid)
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -101,8 +103,8 @@ def conch(
         *(*(f"--model-repository={path}" for path in repositories), *flags),
     ]
     try:
-        with _running(server, command, START_WITHIN_S):
-            yield server
+        with _running(server, command, START_WITHIN_S) as running:
+            yield running
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -118,5 +120,5 @@ def triton(
         *("bash", str(ORACLE), str(first), *where),
         *(*(f"--model-repository={path}" for path in others), *flags),
     ]
-    with _running(server, command, INSTALL_WITHIN_S):
-        yield server
+    with _running(server, command, INSTALL_WITHIN_S) as running:
+        yield running

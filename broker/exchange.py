@@ -6,12 +6,11 @@ No sockets and no clock: ``Outlet`` is the server's shell. The wiring is what ``
 
 import logging
 import os
-from collections import deque
 from collections.abc import Iterable
 from math import inf
-from typing import Any, Protocol
 
 from broker import status
+from broker.announcements import Announcements
 from broker.instructions import (
     CallFinished,
     ModelDraining,
@@ -26,6 +25,9 @@ from broker.instructions import (
     WorkerReady,
 )
 from broker.lifecycle import DropFolder, FindNames, Lifecycle, LifecycleInstruction, Poll, PollAll, Remember
+from broker.outbox import RETRY_S, Outbox
+from broker.outlet import Outlet
+from broker.region_files import Regions
 from broker.repository import Found, Override, Snapshot
 from broker.scheduling.dispatcher import Dispatcher
 from conch.messages import (
@@ -47,6 +49,9 @@ from conch.messages import (
     ObserverHello,
     PeerStatus,
     Ready,
+    RegionTable,
+    RegisterCudaRegion,
+    RegisterRegion,
     Request,
     RequesterHello,
     ServerState,
@@ -54,39 +59,16 @@ from conch.messages import (
     Spawn,
     Spawned,
     SpawnFailed,
+    TableSeen,
     ToBroker,
     UnloadModel,
+    UnregisterRegions,
     Unwelcome,
     Welcome,
     WorkerHello,
 )
 
 logger = logging.getLogger("conch.broker.exchange")
-
-#: messages that wait for a peer that does not read; it has lost its mind when there are more
-_MAX_BACKLOG = 100_000
-_BACKLOG_RETRY_S = 0.02
-Work = Poll | PollAll | FindNames | Remember | DropFolder
-
-
-class Outlet(Protocol):
-    """What the exchange needs from the shell around it."""
-
-    def send(self, peer: bytes, message: Any) -> bool:
-        """To the socket with this routing id; False if it cannot be reached now."""
-        ...
-
-    def send_batch(self, worker: str, batch: Batch) -> bool:
-        """On the worker's data connection; False if there is none now, or it is full."""
-        ...
-
-    def work(self, effect: Work) -> None:
-        """File work, in order, off the loop; results come back to ``polled``, ``polled_all`` and ``names_found``."""
-        ...
-
-    def watch(self, peer: bytes, pid: int) -> bool:
-        """``gone(peer)`` is to be called when the process dies. False if it is dead already."""
-        ...
 
 
 class Known:
@@ -102,12 +84,21 @@ class Known:
 
 class Exchange:
     def __init__(
-        self, epoch: int, dispatcher: Dispatcher, lifecycle: Lifecycle, outlet: Outlet, started_ms: int
+        self,
+        epoch: int,
+        dispatcher: Dispatcher,
+        lifecycle: Lifecycle,
+        regions: Regions,
+        outlet: Outlet,
+        started_ms: int,
     ) -> None:
         self.epoch = epoch
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
+        self._regions = regions
         self._outlet = outlet
+        self._outbox = Outbox(outlet.send, self._is_known)
+        self._announcements = Announcements()
         self._started_ms = started_ms
         self._requesters: dict[bytes, Known] = {}
         self._observers: dict[bytes, Known] = {}
@@ -115,7 +106,7 @@ class Exchange:
         #: workers that have said HELLO: by name, and by the routing id of their control socket
         self._workers: dict[str, WorkerHello] = {}
         self._worker_sockets: dict[bytes, str] = {}
-        self._backlog: dict[bytes, deque[Any]] = {}
+        #: of the last table, of models or of regions
         self._revision = 0
         self._started = False
         self._exiting = False
@@ -136,19 +127,16 @@ class Exchange:
         """To be called when ``next_wakeup`` has come; ``flush`` afterwards."""
         if self._lifecycle_wakeup is not None and self._lifecycle_wakeup <= now:
             self._live(self._lifecycle.tick(now), now)
-        for peer, waiting in list(self._backlog.items()):
-            while waiting and self._outlet.send(peer, waiting[0]):
-                waiting.popleft()
-            if not waiting:
-                del self._backlog[peer]
+        self._outbox.retry()
+        self._answer(self._announcements.tick(now))
 
     def next_wakeup(self, now: float) -> float | None:
         wakeup = inf
-        for time in (self._lifecycle_wakeup, self._dispatcher.next_wakeup):
+        for time in (self._lifecycle_wakeup, self._dispatcher.next_wakeup, self._announcements.next_wakeup):
             if time is not None and time < wakeup:
                 wakeup = time
-        if self._backlog:
-            wakeup = min(wakeup, now + _BACKLOG_RETRY_S)
+        if self._outbox.waits:
+            wakeup = min(wakeup, now + RETRY_S)
         return None if wakeup == inf else wakeup
 
     def exit(self, now: float) -> None:
@@ -156,6 +144,7 @@ class Exchange:
         self._exiting = True
         self._live(self._lifecycle.drain_all(now), now)
         self._push_table()
+        self._answer(self._announcements.stop_waiting())
 
     def kill_all(self, now: float) -> None:
         self._live(self._lifecycle.kill_all(now), now)
@@ -172,7 +161,8 @@ class Exchange:
 
     def gone(self, peer: bytes, now: float) -> None:
         """The process behind ``peer`` is dead."""
-        self._backlog.pop(peer, None)
+        self._outbox.forget(peer)
+        self._answer(self._announcements.gone(peer))
         self._observers.pop(peer, None)
         requester = self._requesters.pop(peer, None)
         if requester is not None:
@@ -207,11 +197,15 @@ class Exchange:
             case Completed() | LoadFailed():
                 if self._worker_sockets.get(peer) == message.worker:
                     self._from_worker(message, now)
+            case _ if peer not in self._requesters and peer not in self._observers:
+                self._unwelcome(peer)
+            case TableSeen(epoch, revision):
+                if epoch == self.epoch:
+                    self._answer(self._announcements.seen(peer, revision))
+            case RegisterRegion() | RegisterCudaRegion() | UnregisterRegions():
+                self._region_call(peer, message, now)
             case LoadModel() | UnloadModel() | AskStatistics() | AskStatus():
-                if peer in self._requesters or peer in self._observers:
-                    self._call(peer, message, now)
-                else:
-                    self._unwelcome(peer)
+                self._call(peer, message, now)
 
     def receive_data(self, name: str, message: Request | Done | Cancel | Ready, now: float) -> None:
         """A message on the data connection of this requester or worker. ``flush`` afterwards.
@@ -240,7 +234,7 @@ class Exchange:
         worker nobody knows any more what it holds, so it is ended, and what it held comes back as lost."""
         if name in self._workers and self._launcher is not None:
             logger.error("worker %s sent what cannot be read, and is ended", name)
-            self._tell(self._launcher[0], Kill(name))
+            self._outbox.tell(self._launcher[0], Kill(name))
 
     def _unwelcome(self, peer: bytes) -> None:
         """Workers and the launcher are not told: their HELLO comes by itself, and must come once."""
@@ -259,8 +253,8 @@ class Exchange:
                 self._requester_hello(peer, hello, now)
             case ObserverHello():
                 self._observers[peer] = Known(peer.decode(errors="replace"), "observer", hello.pid)
-                self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
-                self._tell(peer, self._table())
+                self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+                self._push_table((peer,))
                 if not self._outlet.watch(peer, hello.pid):
                     self.gone(peer, now)
             case WorkerHello():
@@ -275,9 +269,14 @@ class Exchange:
         if peer not in self._requesters:
             logger.info("%s frontend is here, pid %s", hello.role, hello.pid)
         self._requesters[peer] = Known(hello.requester, hello.role, hello.pid)
-        self._backlog.pop(peer, None)
-        self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
-        self._tell(peer, self._table())
+        self._outbox.forget(peer)
+        self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        # From before this broker's time. It gets no table of regions before its own are in it, so that it drops none.
+        if hello.epoch != self.epoch and self._regions.restore(hello.regions):
+            self._push_regions()
+        else:
+            self._push_regions((peer,))
+        self._push_table((peer,))
         last_loss = hello.last_loss if hello.epoch == self.epoch else 0
         self._dispatcher.requester_hello(hello.requester, hello.awaited, last_loss)
         if not self._outlet.watch(peer, hello.pid):
@@ -289,17 +288,17 @@ class Exchange:
             logger.error("worker %s of '%s', pid %s, is not expected here", worker, hello.model, hello.pid)
             self._outlet.send(peer, Unwelcome(self.epoch, Fault("Internal", "this worker is not expected")))
             if self._launcher is not None:
-                self._tell(self._launcher[0], Kill(worker))
+                self._outbox.tell(self._launcher[0], Kill(worker))
             return
         self._workers[worker] = hello
         self._worker_sockets[b"C" + worker.encode()] = worker
-        self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
         self._live(self._lifecycle.worker_hello(hello, now), now)
 
     def _launcher_hello(self, peer: bytes, hello: LauncherHello, now: float) -> None:
         repeated = self._launcher is not None and self._launcher[1].pid == hello.pid
         self._launcher = (peer, Known(peer.decode(errors="replace"), "launcher", hello.pid))
-        self._tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
         if repeated:  # the list may have crossed a Spawn, see docs/design.md
             return
         logger.info("the launcher is here, pid %s, with %s workers", hello.pid, len(hello.workers))
@@ -313,7 +312,7 @@ class Exchange:
         """Returns whether a request is to blame."""
         self._workers.pop(worker, None)
         self._worker_sockets.pop(b"C" + worker.encode(), None)
-        self._backlog.pop(b"C" + worker.encode(), None)
+        self._outbox.forget(b"C" + worker.encode())
         return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now)
 
     def _from_launcher(self, message: Spawned | SpawnFailed | Died, now: float) -> None:
@@ -347,9 +346,22 @@ class Exchange:
             case AskStatistics():
                 found = self._dispatcher.statistics(call.name, call.version)
                 fault = None if found else status.why_no_statistics(call, self._dispatcher)
-                self._tell(peer, Answer(call.call, fault, found))
+                self._outbox.tell(peer, Answer(call.call, fault, found))
             case AskStatus():
-                self._tell(peer, Answer(call.call, None, self._status()))
+                self._outbox.tell(peer, Answer(call.call, None, self._status()))
+
+    def _region_call(
+        self, peer: bytes, call: RegisterRegion | RegisterCudaRegion | UnregisterRegions, now: float
+    ) -> None:
+        fault = None
+        if isinstance(call, UnregisterRegions):
+            changed = self._regions.unregister(call)
+        else:
+            fault = self._regions.register(call)
+            changed = fault is None
+        if changed:
+            self._push_regions()
+        self._answer(self._announcements.answer(peer, Answer(call.call, fault), now))
 
     # ---------------------------------------------------------------------------------------------------- instructions
 
@@ -371,18 +383,18 @@ class Exchange:
                 case ToData(worker, message):
                     self._send_batch(worker, message, now)
                 case ToPeer(name, message):
-                    self._tell(name.encode(), message)
+                    self._outbox.tell(name.encode(), message)
                 case ToControl(worker, message):
-                    self._tell(b"C" + worker.encode(), message)
+                    self._outbox.tell(b"C" + worker.encode(), message)
                 case ToLauncher(message):
                     if isinstance(message, Spawn):
                         dispatcher.worker_expected(message.worker)
                     if self._launcher is not None:
-                        self._tell(self._launcher[0], message)
+                        self._outbox.tell(self._launcher[0], message)
                 case TableChanged():
                     self._push_table()
                 case CallFinished(name, call, fault):
-                    self._tell(name.encode(), Answer(call, fault))
+                    self._answer(self._announcements.answer(name.encode(), Answer(call, fault), now))
                 case ModelReady(name, version, config, fresh_statistics):
                     dispatcher.add_model(name, version, config, fresh_statistics)
                 case ModelDraining(name, version, fault):
@@ -400,33 +412,32 @@ class Exchange:
         if not self._outlet.send_batch(worker, batch):
             self._dispatcher.unreachable(worker, batch.id, now)
 
-    def _tell(self, peer: bytes, message: Any) -> None:
-        """In order, and kept while the peer is known and does not read."""
-        waiting = self._backlog.get(peer)
-        if waiting is None and self._outlet.send(peer, message):
-            return
-        if not self._is_known(peer):
-            return
-        if waiting is None:
-            waiting = self._backlog[peer] = deque()
-        if len(waiting) >= _MAX_BACKLOG:
-            logger.error("%s does not read its messages, some are dropped", peer)
-            waiting.popleft()
-        waiting.append(message)
+    def _answer(self, answers: Iterable[tuple[bytes, Answer]]) -> None:
+        for peer, answer in answers:
+            self._outbox.tell(peer, answer)
 
     def _is_known(self, peer: bytes) -> bool:
         if peer in self._requesters or peer in self._observers or peer in self._worker_sockets:
             return True
         return self._launcher is not None and self._launcher[0] == peer
 
-    def _table(self) -> ModelTable:
-        return ModelTable(self.epoch, self._revision, self.state, self._lifecycle.entries())
-
-    def _push_table(self) -> None:
+    def _push_table(self, peers: Iterable[bytes] | None = None) -> None:
+        """To ``peers``; to all requesters and observers if it is None."""
         self._revision += 1
-        table = self._table()
-        for peer in (*self._requesters, *self._observers):
-            self._tell(peer, table)
+        table = ModelTable(self.epoch, self._revision, self.state, self._lifecycle.entries())
+        self._push(table, (*self._requesters, *self._observers) if peers is None else peers)
+
+    def _push_regions(self, peers: Iterable[bytes] | None = None) -> None:
+        """To ``peers``; to all requesters if it is None."""
+        self._revision += 1
+        table = RegionTable(self.epoch, self._revision, self._regions.registered)
+        self._push(table, tuple(self._requesters) if peers is None else peers)
+
+    def _push(self, table: ModelTable | RegionTable, peers: Iterable[bytes]) -> None:
+        for peer in peers:
+            self._outbox.tell(peer, table)
+            if peer in self._requesters:
+                self._announcements.told(peer, table.revision)
 
     def _status(self) -> ServerStatus:
         processes = [PeerStatus("broker", os.getpid())]

@@ -12,10 +12,12 @@ from typing import Any
 
 import zmq
 
-from broker.exchange import Exchange, Work
+from broker.exchange import Exchange
 from broker.files import FileThread
 from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, restore, save
 from broker.links import DataLinks
+from broker.outlet import Work
+from broker.region_files import Regions
 from broker.repository import BackendSettings, Found, Repository
 from broker.repository.overrides import remove_folder, remove_other_folders
 from broker.scheduling.dispatcher import Dispatcher
@@ -69,7 +71,8 @@ class Server:
         # greater than that of any broker that ran here before
         epoch = time.monotonic_ns()
         dispatcher = Dispatcher(epoch, time.time_ns() - epoch)
-        self._exchange = Exchange(epoch, dispatcher, lifecycle, self, time.time_ns() // 1_000_000)
+        self._regions = Regions()
+        self._exchange = Exchange(epoch, dispatcher, lifecycle, self._regions, self, time.time_ns() // 1_000_000)
         self._files = FileThread()
         folders = {load.folder for load in (memory.loads or {}).values()}
         self._files.submit(lambda: remove_other_folders(self._overrides, folders), lambda _: None)
@@ -111,6 +114,7 @@ class Server:
         self._channel.close()
         self._context.term()
         self._poll.close()
+        self._regions.close()
         for pidfd, _ in self._pidfds.values():
             os.close(pidfd)
 

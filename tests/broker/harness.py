@@ -76,7 +76,7 @@ class BrokerProcess:
 
 
 class Peer:
-    """One DEALER. ``expect`` skips models' tables unless one is asked for."""
+    """One DEALER. ``expect`` skips tables unless one is asked for."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, id: str, incoming: Any) -> None:
         self.id = id
@@ -104,11 +104,16 @@ class Peer:
             message = self.receive()
             if isinstance(message, messages.ModelTable):
                 self.table = message
+            if isinstance(message, messages.ModelTable | messages.RegionTable):
+                self.saw(message)
             if isinstance(message, kind):
                 return message
-            assert isinstance(message, messages.ModelTable), (
+            assert isinstance(message, messages.ModelTable | messages.RegionTable), (
                 f"expected {kind.__name__}, got {message if message is not None else 'nothing'}"
             )
+
+    def saw(self, table: messages.ModelTable | messages.RegionTable) -> None:
+        """What it says to a table."""
 
     def expect_table(self, name: str, state: str) -> messages.ModelTable:
         """Waits until the last table received shows this model in this state."""
@@ -197,13 +202,26 @@ class Requester(Peer):
         super().__init__(around._context, around.run_dir, new_peer_id(), messages.ToRequester)
         around._peers.append(self)
         self._pid = pid
+        #: False for one that is stopped
+        self.reads_tables = True
         self.data = DataEnd(around, self.id, None)
 
-    def hello(self, awaited: tuple[messages.Awaited, ...] = ()) -> messages.Welcome:
-        self.send(messages.RequesterHello(PROTOCOL_VERSION, self.id, "http", self._pid, awaited))
+    def hello(
+        self,
+        awaited: tuple[messages.Awaited, ...] = (),
+        regions: tuple[messages.Region, ...] = (),
+        epoch: int = 0,
+    ) -> messages.Welcome:
+        self.send(
+            messages.RequesterHello(PROTOCOL_VERSION, self.id, "http", self._pid, awaited, epoch, regions=regions)
+        )
         welcome = self.expect(messages.Welcome)
         self.data.connect()
         return welcome
+
+    def saw(self, table: messages.ModelTable | messages.RegionTable) -> None:
+        if self.reads_tables:
+            self.send(messages.TableSeen(table.epoch, table.revision))
 
     def submit(self, id: int, model: str, attempt: int = 1) -> None:
         self.data.send(Request(id, attempt, model, 1, 1, "", inputs=()))

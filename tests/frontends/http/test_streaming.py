@@ -3,6 +3,7 @@
 import http.client
 import socket
 import time
+from functools import partial
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_pieces_come_as_they_are_made() -> None:
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
         assert b"Transfer-Encoding: chunked\r\n" in head and b"Content-Length" not in head
         for piece in (b"one", b"", b"three"):
-            assert frontend.do(lambda piece=piece: stream.sink.write(piece))
+            assert frontend.do(partial(stream.sink.write, piece))
             assert not piece or receive(connection, piece + b"\r\n")
         frontend.do(stream.sink.end)
         rest = bytearray(receive(connection, b"/after"))

@@ -6,7 +6,8 @@ import pytest
 import uvloop
 
 from benchmarks import load, models
-from benchmarks.compare import Case, header, row
+from benchmarks.cases import Case, HttpLoad, add_sub_cases, classifier_cases, identity_cases
+from benchmarks.compare import header, row
 from tests.scenarios.harness import Server
 
 # the first loop of a process makes a pipe that stays; it is not these tests' leak
@@ -40,7 +41,7 @@ def test_measure(server: Server, measure: object) -> None:
 
 
 def test_table() -> None:
-    case = Case("name", models.add_sub_json(), clients=1, unit=8)
+    case = Case("name", HttpLoad(models.add_sub_json()), clients=1, unit=8)
     found = {
         "Conch": [load.Measurement(100 + i, 0.002, 0.003) for i in (0, 50, 100)],
         "Triton": [load.Measurement(100, 0.001, 0.2)],
@@ -50,3 +51,8 @@ def test_table() -> None:
     )
     assert row(case, {"Conch": found["Conch"]}, "Triton").count("–") == 5
     assert header("Triton").count("|") == 20
+
+
+def test_every_case_has_a_name_of_its_own() -> None:
+    names = [case.name for case in add_sub_cases() + identity_cases() + classifier_cases()]
+    assert len(set(names)) == len(names)

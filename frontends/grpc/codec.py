@@ -1,27 +1,85 @@
 """Inference messages as bytes, with the tensors beside them, so that large ones are not copied more than needed."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from conch.protos import load_service_pb2
 
 service_pb2 = load_service_pb2()
 
+_ModelInferRequest: Final = service_pb2.ModelInferRequest
+
+#: protobuf's tags of what has a length in front: the number of the field, shifted, and 2
+_RAW_INPUT_CONTENTS: Final = 7 << 3 | 2
+_RAW_OUTPUT_CONTENTS: Final = bytes([6 << 3 | 2])
+_OTHER_FIELDS: Final = frozenset(number << 3 | 2 for number in range(1, 7))
+#: below this protobuf's own copies cost less than to look for the tensors
+_SMALL_NBYTES: Final = 8192
+#: a message of more fields is not walked through in Python
+_MAX_FIELDS: Final = 1000
+
 
 def split_request(payload: bytes) -> tuple[Any, list[memoryview]]:
-    """The ``ModelInferRequest`` without ``raw_input_contents``, and those. Raises ``DecodeError``."""
-    request = service_pb2.ModelInferRequest.FromString(payload)
-    blobs = [memoryview(blob) for blob in request.raw_input_contents]
+    """The ``ModelInferRequest`` without ``raw_input_contents``, and those, as views of ``payload`` where it is large.
+    Of very many, which nobody needs, only one more than there are inputs. Raises ``DecodeError``."""
+    if len(payload) >= _SMALL_NBYTES:
+        split = _split(payload)
+        if split is not None:
+            head, blobs = split
+            return _ModelInferRequest.FromString(head), blobs
+    request = _ModelInferRequest.FromString(payload)
+    contents = request.raw_input_contents
+    blobs = [memoryview(blob) for blob in contents[: max(_MAX_FIELDS, len(request.inputs) + 1)]]
     if blobs:
         request.ClearField("raw_input_contents")
     return request, blobs
 
 
+def _split(payload: bytes) -> tuple[bytes, list[memoryview]] | None:
+    """The fields of a ``ModelInferRequest`` other than ``raw_input_contents``, and those. None for what a client's
+    protobuf does not write: whether that is right is protobuf's decision."""
+    view = memoryview(payload)
+    end = len(payload)
+    kept: list[memoryview] = []
+    blobs: list[memoryview] = []
+    kept_from = position = fields = 0
+    while position < end:
+        fields += 1
+        if fields > _MAX_FIELDS:
+            return None
+        field = position
+        tag = payload[field]
+        length = shift = 0
+        while True:
+            position += 1
+            if position >= end or shift > 28:
+                return None
+            byte = payload[position]
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+        start = position + 1
+        position = start + length
+        if position > end:
+            return None
+        if tag == _RAW_INPUT_CONTENTS:
+            blobs.append(view[start:position])
+            if kept_from < field:
+                kept.append(view[kept_from:field])
+            kept_from = position
+        elif tag not in _OTHER_FIELDS:
+            return None
+    kept.append(view[kept_from:])
+    return b"".join(kept), blobs
+
+
 def join_response(head: Any, blobs: Iterable[bytes | memoryview]) -> bytes:
     """The encoded ``ModelInferResponse`` that ``head`` is with ``blobs`` as its ``raw_output_contents``."""
-    head.raw_output_contents.extend(map(bytes, blobs))
-    encoded: bytes = head.SerializeToString()
-    return encoded
+    parts: list[bytes | memoryview] = [head.SerializeToString()]
+    for blob in blobs:
+        parts += (_RAW_OUTPUT_CONTENTS, _varint(len(blob)), blob)
+    return b"".join(parts)
 
 
 def stream_response(encoded: bytes) -> bytes:
@@ -30,6 +88,8 @@ def stream_response(encoded: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return value.to_bytes()
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

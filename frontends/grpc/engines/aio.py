@@ -41,18 +41,21 @@ class AioEngine:
 
     async def listen(self, listener: socket.socket) -> None:
         host, port = listener.getsockname()[:2]
-        address = f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
         try:
             # gRPC binds a socket of its own beside ours, which does not listen
-            if self._credentials is None:
-                self._server.add_insecure_port(address)
-            else:
-                self._server.add_secure_port(address, self._credentials)
-            await self._server.start()
+            await self.listen_at(f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}")
         except RuntimeError as error:
             raise Unavailable(f"Socket '{host}:{port}' already in use") from error
         finally:
             listener.close()
+
+    async def listen_at(self, address: str) -> None:
+        """``address`` as gRPC writes it. Raises ``RuntimeError`` when it cannot be had."""
+        if self._credentials is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, self._credentials)
+        await self._server.start()
 
     async def close(self, grace_s: float) -> None:
         await self._server.stop(grace_s)
@@ -81,7 +84,8 @@ class AioEngine:
         try:
             return await future
         except asyncio.CancelledError:
-            reply.cancel()
+            if future.cancelled():  # otherwise the answer came in this very moment
+                reply.cancel()
             raise
 
     async def _stream(self, method: str, requests: AsyncIterator[bytes], context: Any) -> None:
@@ -144,11 +148,15 @@ def _call(method: str, payload: bytes, context: Any) -> Call:
 # ----------------------------------------------------------------------------------------------------------- settings
 
 
+def max_request_nbytes(settings: Settings) -> int:
+    return min(_MAX_MESSAGE_NBYTES, settings.frontend_arena_nbytes)
+
+
 def options(settings: Settings) -> list[tuple[str, int]]:
     """gRPC's channel arguments."""
     found = [
         ("grpc.so_reuseport", int(settings.reuse_grpc_port or settings.grpc_process_count > 1)),
-        ("grpc.max_receive_message_length", min(_MAX_MESSAGE_NBYTES, settings.frontend_arena_nbytes)),
+        ("grpc.max_receive_message_length", max_request_nbytes(settings)),
         ("grpc.max_send_message_length", _MAX_MESSAGE_NBYTES),
         ("grpc.max_concurrent_streams", settings.max_inflight),
         ("grpc.keepalive_time_ms", settings.grpc_keepalive_time),

@@ -25,7 +25,7 @@ from conch.settings import Settings
 logger = logging.getLogger("conch.cli.serve")
 
 #: as Triton calls them, in its order
-_SERVICES = {"http": "HTTPService", "metrics": "Metrics Service"}
+_SERVICES = {"grpc": "GRPCInferenceService", "http": "HTTPService", "metrics": "Metrics Service"}
 #: how often the log files are looked at, and while starting, the ports
 _LOOK_SECONDS = 0.25
 _STARTING_LOOK_SECONDS = 0.02

@@ -9,7 +9,7 @@ def process_count(program: str, settings: Settings) -> int:
         case "http":
             return settings.http_process_count if settings.allow_http else 0
         case "grpc":
-            return 0  # settings.grpc_process_count if settings.allow_grpc else 0
+            return settings.grpc_process_count if settings.allow_grpc else 0
         case "metrics":
             return int(settings.allow_metrics)
     return 1

@@ -2,9 +2,10 @@
 16 MiB buffer cost 9 ms of the 27 ms that echoing 16 MiB takes."""
 
 import weakref
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 #: kept for the next bodies, in all
 SPARE_NBYTES: Final = 64 << 20
@@ -12,7 +13,7 @@ SPARE_NBYTES: Final = 64 << 20
 IDLE_SECONDS: Final = 60.0
 _GRANULE_NBYTES: Final = 1 << 20
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Bytes: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
 
 class BodyBuffers:
@@ -35,6 +36,8 @@ class BodyBuffers:
             self._spare = [buffer for buffer in self._spare if buffer is not best]
             self.spare_nbytes -= best.nbytes
         else:
+            import numpy as np  # the metrics frontend gets no bodies, and starts without it
+
             # not a bytearray: its zeroes would make a promise of 2 GiB cost 2 GiB
             best = np.empty(-(-nbytes // _GRANULE_NBYTES) * _GRANULE_NBYTES, np.uint8)
         lent = best[:nbytes]

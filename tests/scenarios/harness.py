@@ -25,7 +25,11 @@ REPOSITORY_ROOT = Path(__file__).parents[2]
 EXAMPLE_MODELS = REPOSITORY_ROOT / "examples" / "model_repository"
 
 #: what a server prints for each of its services, the last line of a start last
-STARTED = {"allow-http": "Started HTTPService", "allow-metrics": "Started Metrics Service"}
+STARTED = {
+    "allow-grpc": "Started GRPCInferenceService",
+    "allow-http": "Started HTTPService",
+    "allow-metrics": "Started Metrics Service",
+}
 #: ports that a test gave out: the system may offer one again before its server listens there
 _ports_given: set[int] = set()
 

@@ -1,5 +1,6 @@
 """What is run of ``perf_analyzer``, and what is made of its reports."""
 
+import multiprocessing.resource_tracker
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from benchmarks.perf_analyzer import Report
 from benchmarks.servers import Server
 from scripts.perf_analyzer_modes import Mode, Outcome, complaint, header, row
 from tests.scenarios.harness import serving
+
+# the client's shared memory starts it, and it stays for as long as the process; it is not these tests' leak
+multiprocessing.resource_tracker.ensure_running()
 
 COLUMNS = (
     "Concurrency,Inferences/Second,Server Queue,Server Compute Input,Server Compute Infer,Server Compute Output,"

@@ -4,6 +4,7 @@ import gzip
 import json
 import threading
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.frontends.http.support import MAX_INPUT_NBYTES, Frontend, simple_requ
 from tests.frontends.http.test_slow_reader import request as echo_request
 from tests.frontends.http.wire import wait_until
 
-DECOMPRESS = {"gzip": gzip.decompress, "deflate": zlib.decompress}
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "deflate": zlib.decompress}
 LARGE = 3 << 20
 
 

@@ -1,0 +1,148 @@
+"""HTTPS, with the official client and by hand."""
+
+import json
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http
+
+from conch.errors import InvalidArgument
+from conch.settings import Settings
+from frontends.http.tls import server_context
+from tests.certificates import Certificate, make, needs_openssl
+from tests.frontends.http.support import Frontend, closed, read_response
+from tests.frontends.http.test_slow_reader import SlowReader, check, request
+from tests.frontends.http.wire import post
+
+pytestmark = needs_openssl
+
+
+class Files:
+    def __init__(self, directory: Path) -> None:
+        self.authority = make(directory, "authority")
+        self.server = make(directory, "server", self.authority)
+        self.client = make(directory, "client", self.authority)
+
+    def settings(self, mutual: bool = False) -> dict[str, Any]:
+        return {
+            "http_use_ssl": True,
+            "http_use_ssl_mutual": mutual,
+            "http_server_cert": self.server.certificate,
+            "http_server_key": self.server.key,
+            "http_root_cert": self.authority.certificate,
+        }
+
+    def client_context(self, certificate: Certificate | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.authority.certificate)
+        if certificate is not None:
+            context.load_cert_chain(*certificate)
+        return context
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_official_client(files: Files, mutual: bool) -> None:
+    numbers = np.arange(200_000, dtype=np.int32)
+    put = tritonclient.http.InferInput("INPUT0", [200_000], "INT32").set_data_from_numpy(numbers)
+    options = {"ca_certs": files.authority.certificate}
+    if mutual:
+        options |= {"certfile": files.client.certificate, "keyfile": files.client.key}
+    with (
+        Frontend(**files.settings(mutual)) as frontend,
+        tritonclient.http.InferenceServerClient(f"localhost:{frontend.port}", ssl=True, ssl_options=options) as client,
+    ):
+        for _ in range(3):
+            assert np.array_equal(client.infer("echo_int32", [put]).as_numpy("OUTPUT0"), numbers)
+
+
+def is_let_in(frontend: Frontend, context: ssl.SSLContext) -> bool:
+    with frontend.connect() as connection:
+        try:
+            with context.wrap_socket(connection, server_hostname="localhost") as tls:
+                tls.sendall(post())
+                return tls.recv(12) == b"HTTP/1.1 200"  # TLS 1.3: only now the client learns that it was refused
+        except OSError:  # ssl.SSLError is one
+            return False
+
+
+def test_who_is_not_let_in(files: Files, tmp_path: Path) -> None:
+    """Clients without a certificate, with one that somebody else signed, with an old TLS, without TLS."""
+    stranger = make(tmp_path, "stranger", make(tmp_path, "other"))
+    old = files.client_context(files.client)
+    with pytest.warns(DeprecationWarning):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with Frontend(**files.settings(mutual=True)) as frontend:
+        assert not is_let_in(frontend, files.client_context())
+        assert not is_let_in(frontend, files.client_context(stranger))
+        assert not is_let_in(frontend, old)
+        with frontend.connect() as connection:
+            connection.sendall(post())
+            assert not connection.recv(100).startswith(b"HTTP")
+        assert is_let_in(frontend, files.client_context(files.client))
+
+
+class SlowTlsReader(SlowReader):
+    def __init__(self, port: int, seed: int, context: ssl.SSLContext) -> None:
+        super().__init__(port, seed)
+        self.connection = context.wrap_socket(self.connection, server_hostname="localhost")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("nbytes", [64 << 10, 300 << 10, 8 << 20])
+def test_memory_is_borrowed_until_it_is_encrypted(files: Files, nbytes: int) -> None:
+    """What an answer borrows is overwritten when it is given back."""
+    with Frontend(**files.settings()) as frontend:
+        reader = SlowTlsReader(frontend.port, nbytes, files.client_context())
+        for seed in range(max(2, min(10, (24 << 20) // nbytes))):
+            sent, blob = request(seed, nbytes)
+            reader.connection.sendall(sent)
+            check(reader, seed, blob)
+        reader.connection.close()
+
+
+def test_generate_and_closing(files: Files) -> None:
+    with Frontend(**files.settings()) as frontend, frontend.connect() as connection:
+        tls = files.client_context().wrap_socket(connection, server_hostname="localhost")
+        tls.sendall(
+            b"POST /v2/models/echo_int32/generate_stream HTTP/1.1\r\nContent-Length: 12\r\n\r\n" + b'{"INPUT0":7}'
+        )
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += tls.recv(1000)
+        assert b'data: {"OUTPUT0":7,' in received
+        tls.sendall(b"GET /v2 HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert json.loads(read_response(tls)[2])["name"] == "triton"
+        assert closed(tls)
+        tls.close()
+
+
+def test_settings_that_do_not_serve(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "nonsense").write_text("nonsense")
+    nonsense = str(tmp_path / "nonsense")
+    for changed, text in (
+        ({"http_server_cert": "/nowhere"}, "--http-server-cert '/nowhere' cannot be read: No such file"),
+        ({"http_server_key": "/nowhere"}, "--http-server-key '/nowhere' cannot be read: No such file"),
+        ({"http_server_key": files.client.key}, "are not a certificate and its key, in PEM"),
+        ({"http_server_cert": nonsense}, "are not a certificate and its key, in PEM"),
+        ({"http_root_cert": "/nowhere"}, "--http-root-cert '/nowhere' cannot be read: No such file"),
+        ({"http_root_cert": nonsense}, "holds no usable certificate"),
+    ):
+        with pytest.raises(InvalidArgument, match=text):
+            server_context(Settings(**{**files.settings(mutual=True), **changed}))
+    assert server_context(Settings(http_server_cert="/nowhere")) is None
+
+
+def test_a_protected_key_is_refused(files: Files, tmp_path: Path) -> None:
+    key = str(tmp_path / "protected.key")
+    command = ["openssl", "pkey", "-in", files.server.key, "-aes256", "-passout", "pass:secret", "-out", key]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    with pytest.raises(InvalidArgument, match="protected by a password"):
+        server_context(Settings(**{**files.settings(), "http_server_key": key}))

@@ -6,6 +6,7 @@ No sockets and no clock: ``Outlet`` is the server's shell. The wiring is what ``
 
 import logging
 import os
+import signal
 from collections.abc import Iterable
 from math import inf
 
@@ -313,7 +314,8 @@ class Exchange:
         self._workers.pop(worker, None)
         self._worker_sockets.pop(b"C" + worker.encode(), None)
         self._outbox.forget(b"C" + worker.encode())
-        return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now)
+        memory_fault = died.signal == signal.SIGBUS
+        return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now, memory_fault)
 
     def _from_launcher(self, message: Spawned | SpawnFailed | Died, now: float) -> None:
         match message:

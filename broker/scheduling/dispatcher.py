@@ -180,12 +180,12 @@ class Dispatcher:
             worker.drain_sent = True
             self._out.append(ToControl(worker.name, Drain()))
 
-    def worker_lost(self, worker: str, cause: Fault, now: float) -> bool:
-        """It is dead. What it held is ``Lost``. True if it held a request with attempt > 1: then its death says more
-        about that request than about the model."""
+    def worker_lost(self, worker: str, cause: Fault, now: float, memory_fault: bool = False) -> bool:
+        """It is dead. What it held is ``Lost``. True if it held a request with attempt > 1, or one in a client's memory
+        at a ``memory_fault``: then its death says more about that request than about the model."""
         self._recovery.died(worker)
         slot = self._workers.pop(worker, None)
-        retrying = False
+        retrying = cut = False
         if slot is not None:
             slot.ready = False
             slot.leave()
@@ -194,13 +194,14 @@ class Dispatcher:
             self._dirty[slot.model] = None
             jobs = list(slot.jobs())
             retrying = any(job.attempt > 1 for job in jobs)
+            cut = memory_fault and any(job.uses_client_memory for job in jobs)
             slot.model.running -= len(jobs)
             slot.batches.clear()
             if retrying and len(jobs) == 1 and not jobs[0].cancelled:
                 slot.model.statistics.fail(BACKEND, jobs[0].enqueued, now)
             self._requesters.lose(worker, jobs, len(jobs) == 1, cause)
         self._settle_missing()
-        return retrying
+        return retrying or cut
 
     def unreachable(self, worker: str, batch: int, now: float) -> None:
         """``batch`` could not be sent: its requests go back to where they were, and the worker is tried again soon."""

@@ -4,7 +4,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING
 
-from conch.messages import Request
+from conch.messages import ClientRegion, Request
 
 if TYPE_CHECKING:
     from broker.scheduling.workers import WorkerSlot
@@ -54,3 +54,11 @@ class Job:
         self.cancelled = False
         self.source: deque[Job] | None = None
         self.worker: WorkerSlot | None = None
+
+    @property
+    def uses_client_memory(self) -> bool:
+        """Whether a client can end the worker with SIGBUS, by cutting what it registered."""
+        request = self.request
+        return request is not None and (
+            bool(request.targets) or any(type(tensor.reference) is ClientRegion for tensor in request.inputs)
+        )

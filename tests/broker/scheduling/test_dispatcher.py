@@ -6,7 +6,19 @@ import pytest
 
 from broker.instructions import ToControl, ToData, ToPeer
 from broker.scheduling.dispatcher import UNREACHABLE_S, Dispatcher
-from conch.messages import Batch, Cancel, Done, Drain, Fault, Lost, Rejected, Request, Retired
+from conch.messages import (
+    Batch,
+    Cancel,
+    ClientRegion,
+    Done,
+    Drain,
+    Fault,
+    Lost,
+    OutputTarget,
+    Rejected,
+    Request,
+    Retired,
+)
 from conch.model_config import DynamicBatching, ModelConfig, QueuePolicy
 
 EPOCH = 5
@@ -111,6 +123,16 @@ def test_a_death_names_what_was_held_and_whether_it_was_alone() -> None:
     bench.add_worker("w2")
     bench.submit(3, attempt=2)
     assert bench.dispatcher.worker_lost("w2", DEAD, bench.now) is True
+
+
+@pytest.mark.parametrize("memory_fault", [False, True])
+def test_a_client_that_cuts_its_memory_is_to_blame(memory_fault: bool) -> None:
+    bench = Bench()
+    bench.submit(1)
+    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now, memory_fault) is False
+    bench.add_worker("w1")
+    bench.submit(2, targets=(OutputTarget("OUT", ClientRegion(1, 0, 4)),))
+    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now, memory_fault) is memory_fault
 
 
 def test_an_unreachable_worker_costs_nothing() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from conch.run_dir import RunDir
 from conch.settings import Settings
@@ -31,9 +32,9 @@ def listens(port: int) -> bool:
 class Process:
     """``python -m frontends.http`` with its log."""
 
-    def __init__(self, run_dir: Path, port: int) -> None:
+    def __init__(self, run_dir: Path, port: int, **settings: Any) -> None:
         self.port = port
-        self._settings = Settings(run_dir=str(run_dir), http_port=port, exit_timeout_secs=5)
+        self._settings = Settings(run_dir=str(run_dir), http_port=port, exit_timeout_secs=5, **settings)
         self._process: asyncio.subprocess.Process
         self.log = ""
 
@@ -119,3 +120,48 @@ async def test_port_in_use(run_dir: Path) -> None:
         await process.start()
         assert await process.ended() == 1
         assert f"Socket '{ADDRESS}:{process.port}' already in use" in process.log
+
+
+async def answers(port: int) -> bool:
+    reader, writer = await asyncio.open_connection(ADDRESS, port)
+    writer.write(b"GET /v2/health/live HTTP/1.1\r\nConnection: close\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer.startswith(b"HTTP/1.1 200 OK")
+
+
+@on_uvloop
+async def test_processes_share_the_port(run_dir: Path) -> None:
+    """One of them may be stopped and started again while the other serves; a stranger does not get the port."""
+    RunDir(run_dir).create()
+    broker = FakeBroker(run_dir)
+    port = free_port()
+    started = f"Started HTTPService at {ADDRESS}:{port}"
+    first, second, third = (Process(run_dir, port, http_process_count=2) for _ in range(3))
+    stranger = Process(run_dir, port)
+    for process in (first, second):
+        await process.start()
+        await process.until_logged(started)
+    assert all([await answers(port) for _ in range(20)])
+    await stranger.start()
+    assert await stranger.ended() == 1
+    assert "already in use" in stranger.log
+    first.terminate()
+    assert await first.ended() == 0
+    assert all([await answers(port) for _ in range(20)])
+    await third.start()
+    await third.until_logged(started)
+    second.terminate()
+    assert await second.ended() == 0
+    assert all([await answers(port) for _ in range(20)])
+    third.terminate()
+    assert await third.ended() == 0
+    broker.close()
+
+
+@on_uvloop
+async def test_certificates_that_do_not_serve(run_dir: Path) -> None:
+    process = Process(run_dir, free_port(), http_use_ssl=True, http_server_cert="/nowhere", http_server_key="/nowhere")
+    await process.start()
+    assert await process.ended() == 1
+    assert "the HTTP frontend cannot run: --http-server-cert '/nowhere' cannot be read: No such file" in process.log

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from conch.messages import LogSettings
 from conch.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -78,21 +79,47 @@ class TritonFormatter(logging.Formatter):
         return f"{when} {record.process} {record.filename}:{record.lineno}] {text}"
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg] # takes none in Python 3.10
+    """The one handler of a process that ``begin`` set up."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._wanted: set[int] = set()
+        self.addFilter(lambda record: record.levelno in self._wanted)
+
+    def apply(self, log: LogSettings) -> None:
+        wanted = set()
+        if log.info:
+            wanted |= {logging.DEBUG, logging.INFO}
+        if log.warning:
+            wanted.add(logging.WARNING)
+        if log.error:
+            wanted |= {logging.ERROR, logging.CRITICAL}
+        self._wanted = wanted
+        self.setFormatter(TritonFormatter(log.format == "ISO8601"))
+
+
 def set_up_logging(settings: Settings) -> None:
-    """Replaces whatever handlers there were. Only Conch's own loggers become verbose."""
-    wanted = set()
-    if settings.log_info:
-        wanted |= {logging.DEBUG, logging.INFO}
-    if settings.log_warning:
-        wanted.add(logging.WARNING)
-    if settings.log_error:
-        wanted |= {logging.ERROR, logging.CRITICAL}
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TritonFormatter(settings.log_format == "ISO8601"))
-    handler.addFilter(lambda record: record.levelno in wanted)
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    logging.getLogger("conch").setLevel(logging.DEBUG if settings.log_verbose > 0 else logging.INFO)
+    """Replaces whatever handlers there were."""
+    logging.basicConfig(handlers=[_Handler()], level=logging.INFO, force=True)
     logging.captureWarnings(True)
+    set_logging(log_settings(settings))
+
+
+def log_settings(settings: Settings) -> LogSettings:
+    """What the flags say about logs."""
+    return LogSettings(
+        settings.log_info, settings.log_warning, settings.log_error, max(settings.log_verbose, 0), settings.log_format
+    )
+
+
+def set_logging(log: LogSettings) -> None:
+    """Changes what a process logs and how, from any thread. Nothing where ``set_up_logging`` was not called: the
+    process is somebody else's. Only Conch's own loggers become verbose."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            handler.apply(log)
+            logging.getLogger("conch").setLevel(logging.DEBUG if log.verbose_level > 0 else logging.INFO)
 
 
 # ------------------------------------------------------------------------------------------------------------ signals

@@ -30,6 +30,7 @@ class RunDir:
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
     workers/ID.json       one per live worker, written by the launcher, for its successor
     loaded.json           explicit loads and overrides, written by the broker, for its successor
+    settings.json         log and trace settings that clients changed, likewise; gone when supervisord starts
     logs/                 one file per process, and models/NAME.log per model
     """
 
@@ -45,6 +46,7 @@ class RunDir:
         self.requesters = self.path / "requesters"
         self.workers = self.path / "workers"
         self.loaded = self.path / "loaded.json"
+        self.changed_settings = self.path / "settings.json"
         self.logs = self.path / "logs"
         self.model_logs = self.logs / "models"
 

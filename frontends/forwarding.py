@@ -19,11 +19,11 @@ class HeaderForwarding:
     unless the pattern begins with ``(?i)``.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, flag: str) -> None:
         try:
             self._pattern = re.compile(pattern) if pattern else None
         except (re.error, RecursionError, OverflowError) as error:
-            raise InvalidArgument(f"header forward pattern '{pattern}' is not a regular expression: {error}") from None
+            raise InvalidArgument(f"--{flag} '{pattern}' is not a regular expression: {error}") from None
 
     def __bool__(self) -> bool:
         return self._pattern is not None

@@ -1,30 +1,53 @@
 """What the metadata endpoints answer, as plain data in Triton's key order (inventory H-04, H-05, H-06, H-11)."""
 
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from conch.errors import InvalidArgument
 from conch.model_config import ModelInput, ModelOutput
+from conch.settings import Settings
 from frontends.models import ModelTableView, parse_version
 
 #: the Triton release whose behaviour Conch follows. Clients compare it; Conch's own version is in ``conch --version``.
 TRITON_VERSION = "2.73.0"
-#: what is really there, in Triton's order
-EXTENSIONS = (
+#: in Triton's order; what is not there or switched off is not listed
+_EXTENSIONS = (
     "classification",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
     "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 )
 
 
-def server_metadata(server_id: str) -> dict[str, Any]:
+def server_metadata(settings: Settings) -> dict[str, Any]:
     """``{"name", "version", "extensions"}``."""
-    return {"name": server_id, "version": TRITON_VERSION, "extensions": list(EXTENSIONS)}
+    missing = set()
+    if not settings.client_shm_allowed:
+        missing = {"system_shared_memory", "cuda_shared_memory"}
+    elif not cuda_is_here():
+        missing = {"cuda_shared_memory"}
+    extensions = [extension for extension in _EXTENSIONS if extension not in missing]
+    return {"name": settings.server_id, "version": TRITON_VERSION, "extensions": extensions}
+
+
+def cuda_is_here(devices: Path = Path("/dev")) -> bool:
+    """Whether there are a GPU and what it takes to use it, without opening it: that would cost this process hundreds of
+    megabytes."""
+    try:
+        bindings = importlib.util.find_spec("cuda.bindings")
+    except ImportError:
+        return False
+    return bindings is not None and any(devices.glob("nvidia[0-9]*"))
 
 
 def model_metadata(models: ModelTableView, name: str, version: str = "") -> dict[str, Any]:

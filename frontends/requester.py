@@ -35,6 +35,7 @@ from conch.messages import (
     Response,
     Retired,
     SegmentAdded,
+    ServerSettings,
     TableSeen,
     TensorDescription,
     ToBroker,
@@ -45,6 +46,7 @@ from conch.messages import (
     UpdateTraceSettings,
     Welcome,
 )
+from conch.process import set_logging
 from conch.run_dir import RunDir, new_peer_id
 from frontends.asked import Asked, OnAnswer, cancel_with, settle
 from frontends.broker_calls import NOT_SENDABLE, BrokerCalls
@@ -91,7 +93,8 @@ Future = asyncio.Future[InferenceResult]
 class Requester:
     """One per frontend process. All methods belong to the thread of the loop that ``start`` ran on.
 
-    ``models`` and ``regions`` are the broker's latest tables. ``on_table`` is called after each change of ``models``.
+    ``models`` and ``regions`` are the broker's latest tables, ``server_settings`` its latest settings. ``on_table`` and
+    ``on_settings`` are called after each change of ``models`` and of the settings.
     While no broker has welcomed us (``connected``), requests are held for up to 10 s.
     """
 
@@ -101,7 +104,9 @@ class Requester:
         self.id = new_peer_id()
         self.models = ModelTableView()
         self.regions = RegionTableView()
+        self.server_settings = ServerSettings(0, LogSettings(), {"": TraceSettings()})
         self.on_table: Callable[[ModelTable], None] | None = None
+        self.on_settings: Callable[[ServerSettings], None] | None = None
         self._run_dir = run_dir
         self._max_inflight = max_inflight
         self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
@@ -416,6 +421,11 @@ class Requester:
                 self.regions.update(message)
                 self._region_memory.update(message.regions)
                 self._send(TableSeen(message.epoch, message.revision))
+            case ServerSettings():
+                self.server_settings = message
+                set_logging(message.log)
+                if self.on_settings is not None:
+                    self.on_settings(message)
             case Answer():
                 self._calls.answered(message)
             case Welcome():

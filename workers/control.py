@@ -20,6 +20,7 @@ from conch.messages import (
     PROTOCOL_VERSION,
     Completed,
     LoadFailed,
+    ServerSettings,
     Spawn,
     ToWorkerControl,
     Unwelcome,
@@ -165,6 +166,8 @@ class Control(threading.Thread):
             case Unwelcome(_, fault):
                 logger.error("the broker refuses this worker: %s", fault and fault.message)
                 self._shared.drain()
+            case ServerSettings():
+                process.set_logging(message.log)
             case _:
                 self._shared.take_order(message)
 

@@ -29,6 +29,7 @@ from conch.messages import (
     Fault,
     Kill,
     LauncherHello,
+    ServerSettings,
     Spawn,
     Spawned,
     SpawnFailed,
@@ -159,6 +160,8 @@ class Launcher:
                     self._kill(message.worker)
                 case Welcome():
                     self._welcomed = not self._hello_due  # or it is a former broker's
+                case ServerSettings():
+                    process.set_logging(message.log)
                 case Unwelcome(fault=None):
                     # in answer to a HELLO that crossed it there is a Welcome on its way
                     self._hello_due = self._hello_due or self._welcomed

@@ -47,6 +47,7 @@ def _prepare() -> Settings:
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
         _hold_lock(settings)
+        run_dir.changed_settings.unlink(missing_ok=True)
         for path in run_dir.requesters.glob("*.sock"):
             path.unlink(missing_ok=True)  # of processes that were killed together with their broker
     except (ConchError, CannotServe) as error:

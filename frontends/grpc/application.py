@@ -74,7 +74,7 @@ class GrpcApplication:
             settings.grpc_restricted_protocol, "grpc-restricted-protocol", "triton-grpc-protocol-"
         )
         self._forwarding = HeaderForwarding(settings.grpc_header_forward_pattern, "grpc-header-forward-pattern")
-        about = MetadataRpcs(requester, server_metadata(settings.server_id), settings.strict_readiness)
+        about = MetadataRpcs(requester, server_metadata(settings), settings.strict_readiness)
         self._rpcs: dict[str, Rpc] = {
             INFER: Rpc(Category.INFERENCE, self._infer),
             **about.rpcs(self.traffic),

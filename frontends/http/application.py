@@ -4,17 +4,26 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from conch.errors import ConchError, InvalidArgument, Unsupported
-from frontends.http.compression import decompressed
-from frontends.http.endpoints import AskedLike, Endpoints, RequesterLike
+from conch.errors import ConchError, Forbidden, InvalidArgument, Unsupported
+from conch.messages import ServerSettings
+from conch.settings import Settings
+from frontends.forwarding import HeaderForwarding
+from frontends.http.calls import AskedLike, RequesterLike
+from frontends.http.compression import Compression
+from frontends.http.endpoints import Endpoints
 from frontends.http.errors import reply_to
 from frontends.http.exchange import Pending, Reply, Request, error_reply
+from frontends.http.generate import Generations
 from frontends.http.json_values import too_large
-from frontends.http.request_body import MAX_32, OutputFormats, decode, header_length
+from frontends.http.request_body import MAX_32, Body, decode, header_length
+from frontends.http.request_outputs import OutputFormats
 from frontends.http.response_body import encode
 from frontends.http.routes import Endpoint, Match, resolve
-from frontends.inference import InferenceResult, Outcome
+from frontends.http.server_settings import SettingsEndpoints
+from frontends.http.shared_memory import SharedMemoryEndpoints
+from frontends.inference import InferenceCall, InferenceResult, Outcome
 from frontends.models import ReadyModel
+from frontends.restrictions import Restrictions
 
 logger = logging.getLogger("conch.frontends.http.application")
 
@@ -24,6 +33,7 @@ Handler = Callable[[Request, Match], Reply | Pending]
 _INFER: Final = Endpoint.INFER
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
+_ACCEPT_ENCODING: Final = b"accept-encoding"
 _DECOUPLED: Final = "HTTP end point doesn't support models with decoupled transaction policy"
 
 
@@ -55,28 +65,32 @@ class _Inference(Pending):
 
 
 class HttpApplication:
-    """Implements ``frontends.http.exchange.Application`` on a requester."""
+    """Implements ``frontends.http.exchange.Application`` on a requester. Raises ``InvalidArgument`` for settings that
+    are none. ``forwards_headers``: the engine is to keep headers as clients spell them."""
 
-    def __init__(
-        self, requester: RequesterLike, *, server_id: str, strict_readiness: bool, max_input_nbytes: int
-    ) -> None:
+    def __init__(self, requester: RequesterLike, settings: Settings) -> None:
         self._requester = requester
         self._models = requester.models
-        self._max_input_nbytes = max_input_nbytes
+        self._regions = requester.regions
+        self._max_input_nbytes = settings.http_max_input_size
+        self._restrictions = Restrictions.parse(settings.http_restricted_api, "http-restricted-api")
+        self._restricts = bool(self._restrictions)
+        self._forwarding = HeaderForwarding(settings.http_header_forward_pattern, "http-header-forward-pattern")
+        self.forwards_headers = bool(self._forwarding)
+        self._compression = Compression(settings.http_max_input_size)
         self._verbose = logger.isEnabledFor(logging.DEBUG)
-        endpoints = Endpoints(requester, server_id, strict_readiness, max_input_nbytes)
-        self._handlers: dict[Endpoint, Handler] = {
-            endpoint: getattr(endpoints, endpoint.name.lower()) for endpoint in Endpoint if endpoint is not _INFER
-        }
+        requester.on_settings = self._settings_changed
+        self._handlers = _handlers(requester, settings)
+
+    def _settings_changed(self, settings: ServerSettings) -> None:
+        self._verbose = settings.log.verbose_level > 0
 
     def answer(self, request: Request) -> Reply | Pending:
         if self._verbose:
             logger.debug("HTTP request: %s %s", request.method.decode(), request.target.decode("latin-1"))
-        match = resolve(request.target)
-        if match is None:
-            return error_reply(404, "Not Found")
-        if request.method != match.method:
-            return _not_allowed(match)
+        match = self._admit(request)
+        if isinstance(match, Reply):
+            return match
         try:
             if match.endpoint is _INFER:
                 return self._infer(request, match)
@@ -84,12 +98,24 @@ class HttpApplication:
         except ConchError as error:
             return reply_to(error)
 
-    def refuse(self, request: Request, nbytes: int) -> Reply | None:
+    def _admit(self, request: Request) -> Match | Reply:
+        """What every request has to pass, before its body is read if that is large, and again when it is there."""
         match = resolve(request.target)
         if match is None:
             return error_reply(404, "Not Found")
-        if request.method != match.method:
-            return _not_allowed(match)
+        if self._restricts:
+            try:
+                self._restrictions.check(match.category, lambda name: _field(request, name))
+            except Forbidden as error:
+                return reply_to(error)
+        if request.method not in match.methods:
+            return error_reply(405, "Method Not Allowed", b"Allow: %b\r\n" % b", ".join(match.methods))
+        return match
+
+    def refuse(self, request: Request, nbytes: int) -> Reply | None:
+        match = self._admit(request)
+        if isinstance(match, Reply):
+            return match
         length = request.fields.get(_HEADER_LENGTH)
         try:
             if match.endpoint is _INFER and nbytes > MAX_32:
@@ -111,16 +137,56 @@ class HttpApplication:
         model = self._models.lookup(match.model, match.version)
         if model.decoupled:
             raise Unsupported(_DECOUPLED)
-        fields = request.fields
-        body = request.body
-        if _ENCODING in fields:
-            body = decompressed(body, fields[_ENCODING], self._max_input_nbytes)
-        json_nbytes = header_length(fields.get(_HEADER_LENGTH), len(body))
-        call, formats = decode(body, json_nbytes, model, self._max_input_nbytes)
+        if _ENCODING in request.fields or _ACCEPT_ENCODING in request.fields:
+            return self._compression.answer(request, lambda body: self._ask(request, body, model))
+        return self._ask(request, request.body, model)
+
+    def _ask(self, request: Request, body: Body, model: ReadyModel) -> Pending:
+        json_nbytes = header_length(request.fields.get(_HEADER_LENGTH), len(body))
+        call, formats = decode(body, json_nbytes, model, self._regions, self._max_input_nbytes)
+        if self.forwards_headers:
+            self._forward(request, call)
         inference = _Inference(formats, model)
         inference.asked = self._requester.ask(model, call, inference.answered)
         return inference
 
+    def _forward(self, request: Request, call: InferenceCall) -> None:
+        headers = ((name.decode("latin-1"), value.decode(errors="replace")) for name, value in request.headers)
+        forwarded = self._forwarding.parameters(headers)
+        if forwarded:
+            call.parameters = {**call.parameters, **forwarded}
 
-def _not_allowed(match: Match) -> Reply:
-    return error_reply(405, "Method Not Allowed", b"Allow: %b\r\n" % match.method)
+
+def _field(request: Request, name: str) -> str | None:
+    value = request.fields.get(name.encode(errors="replace"))
+    return None if value is None else value.decode(errors="surrogateescape")
+
+
+def _handlers(requester: RequesterLike, settings: Settings) -> dict[Endpoint, Handler]:
+    """Every endpoint but inference."""
+    general = Endpoints(requester, settings)
+    regions = SharedMemoryEndpoints(requester, settings)
+    current = SettingsEndpoints(requester, settings)
+    generations = Generations(requester, settings.http_max_input_size)
+    return {
+        Endpoint.SERVER_LIVE: general.server_live,
+        Endpoint.SERVER_READY: general.server_ready,
+        Endpoint.SERVER_METADATA: general.server_metadata,
+        Endpoint.MODEL_READY: general.model_ready,
+        Endpoint.MODEL_METADATA: general.model_metadata,
+        Endpoint.MODEL_CONFIG: general.model_config,
+        Endpoint.STATISTICS: general.statistics,
+        Endpoint.REPOSITORY_INDEX: general.repository_index,
+        Endpoint.MODEL_LOAD: general.model_load,
+        Endpoint.MODEL_UNLOAD: general.model_unload,
+        Endpoint.SYSTEM_REGIONS: regions.system_regions,
+        Endpoint.SYSTEM_REGION_REGISTER: regions.system_region_register,
+        Endpoint.SYSTEM_REGION_UNREGISTER: regions.system_region_unregister,
+        Endpoint.CUDA_REGIONS: regions.cuda_regions,
+        Endpoint.CUDA_REGION_REGISTER: regions.cuda_region_register,
+        Endpoint.CUDA_REGION_UNREGISTER: regions.cuda_region_unregister,
+        Endpoint.TRACE_SETTINGS: current.trace_settings,
+        Endpoint.LOG_SETTINGS: current.log_settings,
+        Endpoint.GENERATE: generations.generate,
+        Endpoint.GENERATE_STREAM: generations.generate_stream,
+    }

@@ -1,12 +1,11 @@
 """What every endpoint but inference answers. A handler takes a request whose body has arrived and raises nothing but
 ``ConchError``."""
 
-import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 from conch.errors import InvalidArgument, MalformedJson, Unsupported
 from conch.messages import (
@@ -17,61 +16,25 @@ from conch.messages import (
     ModelStatistics,
     UnloadModel,
 )
+from conch.settings import Settings
 from frontends import metadata
-from frontends.http.errors import RETRY_AFTER, reply_to
+from frontends.http.calls import BrokerCall, RequesterLike
+from frontends.http.errors import RETRY_AFTER
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, error_reply, json_reply
-from frontends.http.json_values import NOT_STRING, boolean, parse
+from frontends.http.json_values import NOT_STRING, boolean, parse_members
 from frontends.http.routes import Match
-from frontends.inference import InferenceCall, Outcome
-from frontends.models import ModelTableView, ReadyModel, parse_version
 
 _READY_IS_NESTED: Final = re.compile(rb'"ready"\s*:\s*[\[{]')
 _EMPTY: Final = Reply(200)
 
 
-class AskedLike(Protocol):
-    """The part of ``frontends.requester.Asked`` that HTTP uses."""
-
-    def cancel(self) -> None: ...
-
-
-class RequesterLike(Protocol):
-    """The part of ``frontends.requester.Requester`` that HTTP uses."""
-
-    models: ModelTableView
-
-    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> AskedLike: ...
-
-    def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...
-
-
-class _Call(Pending):
-    """What the broker was asked."""
-
-    __slots__ = ("_future", "_render")
-
-    def __init__(self, future: "asyncio.Future[Any]", render: Callable[[Any], Reply]) -> None:
-        self._future = future
-        self._render = render
-        future.add_done_callback(lambda future: self.finish(self._reply, future))
-
-    def cancel(self) -> None:
-        self._future.cancel()
-
-    def _reply(self, future: "asyncio.Future[Any]") -> Reply:
-        if future.cancelled():
-            return error_reply(503, "the server is shutting down", RETRY_AFTER)
-        error = future.exception()
-        return self._render(future.result()) if error is None else reply_to(error)
-
-
 class Endpoints:
-    def __init__(self, requester: RequesterLike, server_id: str, strict_readiness: bool, max_input_nbytes: int) -> None:
+    def __init__(self, requester: RequesterLike, settings: Settings) -> None:
         self._requester = requester
         self._models = requester.models
-        self._metadata = json_reply(metadata.server_metadata(server_id))
-        self._strict_readiness = strict_readiness
-        self._max_input_nbytes = max_input_nbytes
+        self._metadata = json_reply(metadata.server_metadata(settings))
+        self._strict_readiness = settings.strict_readiness
+        self._max_input_nbytes = settings.http_max_input_size
 
     def server_live(self, request: Request, match: Match) -> Reply:
         return self._exiting() or _EMPTY
@@ -134,27 +97,17 @@ class Endpoints:
         return self._call(UnloadModel(0, match.model, dependents), _done)
 
     def statistics(self, request: Request, match: Match) -> Pending:
-        version = 0
-        if match.model:
-            if not self._models.ready_versions(match.model):
-                raise InvalidArgument(f"requested model '{match.model}' is not available")
-            if match.version:
-                version = parse_version(match.version)
-                if version not in self._models.ready_versions(match.model):
-                    raise InvalidArgument(f"requested model version is not available for model '{match.model}'")
+        version = metadata.statistics_version(self._models, match.model, match.version)
         return self._call(AskStatistics(0, match.model, version), _statistics)
 
     # ------------------------------------------------------------------------------------------------------------
 
     def _call(self, message: Any, render: Callable[[Any], Reply]) -> Pending:
-        return _Call(asyncio.ensure_future(self._requester.call(message)), render)
+        return BrokerCall(self._requester.call(message), render)
 
     def _body(self, request: Request) -> dict[str, Any]:
-        """A body that may be empty. What is no object has no members, as in Triton."""
-        if not request.body:
-            return {}
-        value = parse(bytes(request.body), self._max_input_nbytes)
-        return value if type(value) is dict else {}
+        """A body that may be empty."""
+        return parse_members(bytes(request.body), self._max_input_nbytes) if request.body else {}
 
     def _parameters(self, request: Request) -> dict[str, Any]:
         parameters = self._body(request).get("parameters", {})

@@ -4,19 +4,24 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from typing import Final
 
 import msgspec
 
 from frontends.http.buffers import BodyBuffers
 from frontends.http.exchange import Application, Request
+from frontends.http.header_reader import HeaderReader
 from frontends.http.protocol import Connection
+from frontends.http.reader import RequestReader
 
 logger = logging.getLogger("conch.frontends.http.engine")
 
 #: how often time limits are looked at; they are exact to this
 SWEEP_INTERVAL_SECONDS: Final = 0.5
 _BACKLOG: Final = 1024
+#: until a handshake is complete there is no connection that could be swept
+_HANDSHAKE_SECONDS: Final = 10.0
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -54,11 +59,13 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """Serves ``application`` on listening sockets. All methods belong to the loop's thread."""
+    """Serves ``application`` on listening sockets. All methods belong to the loop's thread. ``keep_headers``: requests
+    get ``headers``."""
 
-    def __init__(self, application: Application, limits: Limits | None = None) -> None:
+    def __init__(self, application: Application, limits: Limits | None = None, keep_headers: bool = False) -> None:
         self.application = application
         self.limits = limits or Limits()
+        self.reader_class = HeaderReader if keep_headers else RequestReader
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.connections: set[Connection] = set()
@@ -74,9 +81,17 @@ class Engine:
         self._empty.set()
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def listen(self, listener: socket.socket) -> None:
+    async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Accepts connections from a bound socket, which the engine owns from now on."""
-        self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=listener, backlog=_BACKLOG))
+        server = await self.loop.create_server(
+            lambda: Connection(self),
+            sock=listener,
+            backlog=_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else _HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=None if tls is None else _HANDSHAKE_SECONDS,
+        )
+        self._servers.append(server)
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
 

@@ -34,6 +34,7 @@ BINARY_TYPE: Final = b"Content-Type: application/octet-stream\r\n"
 class Request:
     """One request. ``method`` is upper case; ``target`` is the request line's target as it came; ``fields`` maps
     lower-case header names to the last value of each. ``content_length`` is None for a chunked body and for none.
+    ``headers``, as the client spelled them, are only there where the engine was told to keep them.
 
     ``body`` is dropped by the engine when ``Application.answer`` returns; whoever keeps a view of it keeps its memory.
     """
@@ -43,12 +44,15 @@ class Request:
         "buffered_nbytes",
         "content_length",
         "fields",
+        "headers",
         "keep_alive",
         "method",
         "refusal",
         "takes_chunks",
         "target",
     )
+
+    headers: list[tuple[bytes, bytes]]
 
     def __init__(self, method: bytes, target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -> None:
         self.method = method

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
 from frontends.http.exchange import REASONS, Pending, Reply, Request, Streaming, error_reply
-from frontends.http.reader import BODY, DISCARD, IDLE, RETRY_AFTER, RequestReader
+from frontends.http.reader import BODY, DISCARD, IDLE, RETRY_AFTER
 
 if TYPE_CHECKING:
     from frontends.http.engine import Engine
@@ -53,7 +53,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
-        self._reader = RequestReader(engine, self)
+        self._reader = engine.reader_class(engine, self)
         self._transport: asyncio.Transport | None = None
         #: requests that wait, and the one that is being answered
         self._queue: deque[Request] = deque()

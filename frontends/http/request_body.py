@@ -1,10 +1,10 @@
 """The body of an inference request: JSON, JSON followed by blobs, or nothing but one tensor's bytes."""
 
 import math
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from conch.datatypes import BYTES_PREFIX_NBYTES, ITEM_SIZES
-from conch.errors import InvalidArgument, MalformedJson, NotFound, TooLarge
+from conch.errors import InvalidArgument, MalformedJson, TooLarge
 from conch.messages import Parameter, Sequence
 from frontends.http.json_values import (
     MAX_UNSIGNED,
@@ -18,9 +18,12 @@ from frontends.http.json_values import (
     too_large,
     unsigned,
 )
+from frontends.http.request_outputs import ALL_BINARY, ALL_JSON, OutputFormats, take_outputs
+from frontends.http.request_regions import region_window
 from frontends.http.tensor_json import to_wire
 from frontends.inference import InferenceCall, TensorInput
 from frontends.models import ReadyModel
+from frontends.regions import RegionTableView
 from frontends.validation import refused
 
 Body = bytes | bytearray | memoryview
@@ -30,29 +33,6 @@ _MAX_64: Final = 2**63 - 1
 MAX_32: Final = 2**31 - 1
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _ABSENT: Final = object()
-_NO_PARAMETERS: Final[dict[str, Any]] = {}
-
-
-class OutputFormat(NamedTuple):
-    """How the client wants one output. ``classes`` > 0: the top classes instead of the tensor."""
-
-    binary: bool
-    classes: int
-
-
-JSON_FORMAT: Final = OutputFormat(False, 0)
-BINARY_FORMAT: Final = OutputFormat(True, 0)
-
-
-class OutputFormats(NamedTuple):
-    """``listed`` for the outputs that the request names, ``default`` for all when it names none."""
-
-    default: OutputFormat
-    listed: dict[str, OutputFormat]
-
-
-_ALL_JSON: Final = OutputFormats(JSON_FORMAT, {})
-_ALL_BINARY: Final = OutputFormats(BINARY_FORMAT, {})
 
 
 def header_length(value: bytes | None, nbytes: int) -> int:
@@ -73,14 +53,14 @@ def header_length(value: bytes | None, nbytes: int) -> int:
 
 
 def decode(
-    body: Body, json_nbytes: int, model: ReadyModel, max_input_nbytes: int
+    body: Body, json_nbytes: int, model: ReadyModel, regions: RegionTableView, max_input_nbytes: int
 ) -> tuple[InferenceCall, OutputFormats]:
     """The request in ``body``, whose first ``json_nbytes`` are JSON (0: the whole body is the model's only input).
 
     Inputs given as blobs stay views of ``body``. Raises ``ClientError`` with Triton's texts.
     """
     if json_nbytes == 0:
-        return _raw(body, model, max_input_nbytes), _ALL_BINARY
+        return _raw(body, model, max_input_nbytes), ALL_BINARY
     blobs = memoryview(b"")
     if json_nbytes < len(body):
         if json_nbytes > max_input_nbytes:
@@ -97,16 +77,16 @@ def decode(
         if type(client_id) is not str:
             raise MalformedJson(f"Unable to parse 'id': {NOT_STRING}")
     call = InferenceCall([], client_id=client_id)
-    formats = _ALL_JSON
+    formats = ALL_JSON
     if type(request) is dict and "parameters" in request:
         formats = _take_parameters(request["parameters"], call)
     offset = 0
     for entry in member(request, "inputs", list, NOT_ARRAY):
-        offset = _take_input(entry, call, blobs, offset, model.name, max_input_nbytes)
+        offset = _take_input(entry, call, blobs, offset, model.name, regions, max_input_nbytes)
     if offset != len(blobs):
         raise InvalidArgument(f"unexpected additional input data for model '{model.name}'")
     if "outputs" in request:
-        formats = _take_outputs(member(request, "outputs", list, NOT_ARRAY), call, formats)
+        formats = take_outputs(member(request, "outputs", list, NOT_ARRAY), call, regions, formats)
     return call, formats
 
 
@@ -116,7 +96,7 @@ def decode(
 def _take_parameters(parameters: Any, call: InferenceCall) -> OutputFormats:
     if type(parameters) is not dict:
         raise MalformedJson("failed to get request params.: attempt to get members for non-object")
-    formats = _ALL_JSON
+    formats = ALL_JSON
     sequence_id: int | str = 0
     start = end = False
     rest: dict[str, Parameter] = {}
@@ -124,7 +104,7 @@ def _take_parameters(parameters: Any, call: InferenceCall) -> OutputFormats:
         what = f"Unable to parse '{key}'"
         match key:
             case "binary_data_output":
-                formats = _ALL_BINARY if boolean(value, what) else _ALL_JSON
+                formats = ALL_BINARY if boolean(value, what) else ALL_JSON
             case "sequence_id":
                 if not is_unsigned(value) and type(value) is not str:
                     raise MalformedJson(f"{what}: {NOT_STRING}")
@@ -163,7 +143,13 @@ def _parameter(key: str, value: Any) -> Parameter:
 
 
 def _take_input(
-    entry: Any, call: InferenceCall, blobs: memoryview, offset: int, model: str, max_input_nbytes: int
+    entry: Any,
+    call: InferenceCall,
+    blobs: memoryview,
+    offset: int,
+    model: str,
+    regions: RegionTableView,
+    max_input_nbytes: int,
 ) -> int:
     """Appends one input and returns where the next input's blob begins."""
     data = binary = region = _ABSENT
@@ -189,9 +175,9 @@ def _take_input(
         call.inputs.append(TensorInput(name, datatype, shape, _data(data, name, datatype, shape, max_input_nbytes)))
         return offset
     if region is not _ABSENT:
-        if type(region) is not str:
-            raise MalformedJson(f"Unable to parse 'shared_memory_region': {NOT_STRING}")
-        raise NotFound(f"Unable to find shared memory region: '{region}'")
+        window = region_window(entry["parameters"], regions)
+        call.inputs.append(TensorInput(name, datatype, shape, b"", window))
+        return offset
     end = offset + unsigned(binary, "Unable to parse 'binary_data_size'")
     if end > len(blobs):
         raise InvalidArgument(
@@ -258,45 +244,6 @@ def _input_too_large(name: str, nbytes: int, max_nbytes: int) -> TooLarge:
         f"JSON input '{name}' has a byte_size ({nbytes} bytes) that exceeds the maximum allowed value of {max_nbytes} "
         "bytes. Use --http-max-input-size to increase the limit."
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- outputs
-
-
-def _take_outputs(entries: list[Any], call: InferenceCall, formats: OutputFormats) -> OutputFormats:
-    if not entries:
-        return formats
-    names = []
-    listed: dict[str, OutputFormat] = {}
-    for entry in entries:
-        parameters = entry.get("parameters") if type(entry) is dict else None
-        if type(parameters) is not dict:
-            parameters = _NO_PARAMETERS
-        region = parameters.get("shared_memory_region", _ABSENT)
-        if region is not _ABSENT:
-            _check_region_alone(parameters)
-        name: str = member(entry, "name", str, NOT_STRING)
-        names.append(name)
-        classes = binary = _ABSENT
-        if parameters:
-            classes = parameters.get("classification", _ABSENT)
-            binary = parameters.get("binary_data", _ABSENT)
-        class_count = 0 if classes is _ABSENT else unsigned(classes, "Unable to set 'classification'")
-        if region is not _ABSENT:
-            if type(region) is not str:
-                raise MalformedJson(f"Unable to parse 'shared_memory_region': {NOT_STRING}")
-            raise NotFound(f"Unable to find shared memory region: '{region}'")
-        is_binary = binary is not _ABSENT and boolean(binary, "Unable to parse 'binary_data'")
-        listed[name] = OutputFormat(is_binary, class_count)
-    call.outputs = tuple(names)
-    return OutputFormats(formats.default, listed)
-
-
-def _check_region_alone(parameters: dict[str, Any]) -> None:
-    if "classification" in parameters:
-        raise InvalidArgument("Output can't set both 'shared_memory_region' and 'classification'")
-    if "binary_data" in parameters and boolean(parameters["binary_data"], "Unable to set 'binary_data'"):
-        raise InvalidArgument("Output can't set both 'shared_memory_region' and 'binary_data'")
 
 
 # -------------------------------------------------------------------------------------------------- raw binary request

@@ -8,7 +8,7 @@ import orjson
 from conch.messages import Parameter
 from frontends.classification import classify
 from frontends.http.exchange import BINARY_TYPE, JSON_TYPE, Reply
-from frontends.http.request_body import OutputFormats
+from frontends.http.request_outputs import OutputFormats
 from frontends.http.tensor_json import dumps, from_wire
 from frontends.inference import InferenceResult
 from frontends.models import ReadyModel
@@ -25,6 +25,9 @@ def encode(result: InferenceResult, formats: OutputFormats, model: ReadyModel) -
     outputs: list[dict[str, Any]] = []
     default, listed = formats
     for output in result.outputs:
+        if output.region is not None:
+            outputs.append({"name": output.name, "datatype": output.datatype, "shape": output.shape})
+            continue
         wanted = listed.get(output.name, default) if listed else default
         if wanted.classes:
             labels = model.labels.get(output.name, ())

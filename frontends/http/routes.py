@@ -21,17 +21,27 @@ class Endpoint(enum.Enum):
     MODEL_CONFIG = enum.auto()
     STATISTICS = enum.auto()
     INFER = enum.auto()
+    GENERATE = enum.auto()
+    GENERATE_STREAM = enum.auto()
     REPOSITORY_INDEX = enum.auto()
     MODEL_LOAD = enum.auto()
     MODEL_UNLOAD = enum.auto()
+    SYSTEM_REGIONS = enum.auto()
+    SYSTEM_REGION_REGISTER = enum.auto()
+    SYSTEM_REGION_UNREGISTER = enum.auto()
+    CUDA_REGIONS = enum.auto()
+    CUDA_REGION_REGISTER = enum.auto()
+    CUDA_REGION_UNREGISTER = enum.auto()
+    TRACE_SETTINGS = enum.auto()
+    LOG_SETTINGS = enum.auto()
 
 
 class Route(NamedTuple):
-    """``pattern`` is matched against the whole path, before percent-decoding; its groups ``model``, ``version`` and
-    ``repository`` become the match's."""
+    """``pattern`` is matched against the whole path, before percent-decoding; its groups ``model``, ``version``,
+    ``repository`` and ``region`` become the match's."""
 
     endpoint: Endpoint
-    method: bytes
+    methods: tuple[bytes, ...]
     category: Category
     pattern: "re.Pattern[bytes]"
 
@@ -40,32 +50,49 @@ class Match(NamedTuple):
     """``version`` is "" when the path names none."""
 
     endpoint: Endpoint
-    method: bytes
+    methods: tuple[bytes, ...]
     category: Category
     model: str = ""
     version: str = ""
     repository: str = ""
+    region: str = ""
 
 
 _MODEL: Final = rb"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
 _REPOSITORY: Final = rb"/v2/repository(?:/(?P<repository>[^/]+))?"
+_SYSTEM: Final = rb"/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?"
+_CUDA: Final = rb"/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?"
+_GET: Final = (b"GET",)
+_POST: Final = (b"POST",)
+_BOTH: Final = (b"GET", b"POST")
 
 #: in the order in which they are tried
 ROUTES: Final = tuple(
-    Route(endpoint, method, category, re.compile(pattern))
-    for endpoint, method, category, pattern in (
-        (Endpoint.INFER, b"POST", Category.INFERENCE, _MODEL + rb"/infer"),
-        (Endpoint.SERVER_LIVE, b"GET", Category.HEALTH, rb"/v2/health/live"),
-        (Endpoint.SERVER_READY, b"GET", Category.HEALTH, rb"/v2/health/ready"),
-        (Endpoint.SERVER_METADATA, b"GET", Category.METADATA, rb"/v2"),
-        (Endpoint.STATISTICS, b"GET", Category.STATISTICS, rb"/v2/models/stats"),
-        (Endpoint.MODEL_METADATA, b"GET", Category.METADATA, _MODEL),
-        (Endpoint.MODEL_READY, b"GET", Category.HEALTH, _MODEL + rb"/ready"),
-        (Endpoint.MODEL_CONFIG, b"GET", Category.MODEL_CONFIG, _MODEL + rb"/config"),
-        (Endpoint.STATISTICS, b"GET", Category.STATISTICS, _MODEL + rb"/stats"),
-        (Endpoint.REPOSITORY_INDEX, b"POST", Category.MODEL_REPOSITORY, _REPOSITORY + rb"/index"),
-        (Endpoint.MODEL_LOAD, b"POST", Category.MODEL_REPOSITORY, _REPOSITORY + rb"/models/(?P<model>[^/]+)/load"),
-        (Endpoint.MODEL_UNLOAD, b"POST", Category.MODEL_REPOSITORY, _REPOSITORY + rb"/models/(?P<model>[^/]+)/unload"),
+    Route(endpoint, methods, category, re.compile(pattern))
+    for endpoint, methods, category, pattern in (
+        (Endpoint.INFER, _POST, Category.INFERENCE, _MODEL + rb"/infer"),
+        (Endpoint.GENERATE, _POST, Category.INFERENCE, _MODEL + rb"/generate"),
+        (Endpoint.GENERATE_STREAM, _POST, Category.INFERENCE, _MODEL + rb"/generate_stream"),
+        (Endpoint.SERVER_LIVE, _GET, Category.HEALTH, rb"/v2/health/live"),
+        (Endpoint.SERVER_READY, _GET, Category.HEALTH, rb"/v2/health/ready"),
+        (Endpoint.SERVER_METADATA, _GET, Category.METADATA, rb"/v2"),
+        (Endpoint.STATISTICS, _GET, Category.STATISTICS, rb"/v2/models/stats"),
+        (Endpoint.MODEL_METADATA, _GET, Category.METADATA, _MODEL),
+        (Endpoint.MODEL_READY, _GET, Category.HEALTH, _MODEL + rb"/ready"),
+        (Endpoint.MODEL_CONFIG, _GET, Category.MODEL_CONFIG, _MODEL + rb"/config"),
+        (Endpoint.STATISTICS, _GET, Category.STATISTICS, _MODEL + rb"/stats"),
+        (Endpoint.REPOSITORY_INDEX, _POST, Category.MODEL_REPOSITORY, _REPOSITORY + rb"/index"),
+        (Endpoint.MODEL_LOAD, _POST, Category.MODEL_REPOSITORY, _REPOSITORY + rb"/models/(?P<model>[^/]+)/load"),
+        (Endpoint.MODEL_UNLOAD, _POST, Category.MODEL_REPOSITORY, _REPOSITORY + rb"/models/(?P<model>[^/]+)/unload"),
+        (Endpoint.SYSTEM_REGIONS, _GET, Category.SHARED_MEMORY, _SYSTEM + rb"/status"),
+        (Endpoint.SYSTEM_REGION_REGISTER, _POST, Category.SHARED_MEMORY, _SYSTEM + rb"/register"),
+        (Endpoint.SYSTEM_REGION_UNREGISTER, _POST, Category.SHARED_MEMORY, _SYSTEM + rb"/unregister"),
+        (Endpoint.CUDA_REGIONS, _GET, Category.SHARED_MEMORY, _CUDA + rb"/status"),
+        (Endpoint.CUDA_REGION_REGISTER, _POST, Category.SHARED_MEMORY, _CUDA + rb"/register"),
+        (Endpoint.CUDA_REGION_UNREGISTER, _POST, Category.SHARED_MEMORY, _CUDA + rb"/unregister"),
+        (Endpoint.TRACE_SETTINGS, _BOTH, Category.TRACE, rb"/v2/trace/setting"),
+        (Endpoint.TRACE_SETTINGS, _BOTH, Category.TRACE, rb"/v2/models/(?P<model>[^/]+)/trace/setting"),
+        (Endpoint.LOG_SETTINGS, _BOTH, Category.LOGGING, rb"/v2/logging"),
     )
 )
 
@@ -95,7 +122,7 @@ def _resolve(target: bytes) -> Match | None:
         found = route.pattern.fullmatch(path)
         if found is not None:
             names = {name: _decoded(text) for name, text in found.groupdict().items() if text is not None}
-            return Match(route.endpoint, route.method, route.category, **names)
+            return Match(route.endpoint, route.methods, route.category, **names)
     return None
 
 

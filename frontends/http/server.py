@@ -12,6 +12,7 @@ from conch.run_dir import RunDir
 from conch.settings import Settings
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
+from frontends.http.tls import server_context
 from frontends.listening import bind, listen
 from frontends.requester import Requester
 
@@ -27,6 +28,7 @@ async def serve(settings: Settings) -> bool:
 
     Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
     """
+    tls = server_context(settings)
     reuse_port = settings.reuse_http_port or settings.http_process_count > 1
     listener = bind(settings.http_address, settings.http_port, reuse_port)
     loop = asyncio.get_running_loop()
@@ -45,15 +47,10 @@ async def serve(settings: Settings) -> bool:
         await _first(loaded, stop)
         if stop.is_set():
             return True
-        application = HttpApplication(
-            requester,
-            server_id=settings.server_id,
-            strict_readiness=settings.strict_readiness,
-            max_input_nbytes=settings.http_max_input_size,
-        )
+        application = HttpApplication(requester, settings)
         listen(listener)
-        engine = Engine(application, _limits(settings))
-        await engine.listen(listener)
+        engine = Engine(application, _limits(settings), keep_headers=application.forwards_headers)
+        await engine.listen(listener, tls)
         logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)
         keep_what_is_there()
         await stop.wait()

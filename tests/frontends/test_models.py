@@ -1,14 +1,32 @@
 """Lookups, readiness, the index and the metadata, with Triton's words."""
 
 import json
+from typing import Literal
 
 import pytest
 
 from conch.errors import InvalidArgument, NotFound, NotReady
 from conch.messages import ModelEntry
-from frontends.metadata import EXTENSIONS, model_config_json, model_metadata, repository_index, server_metadata
+from conch.settings import Settings
+from frontends import metadata
+from frontends.metadata import model_config_json, model_metadata, repository_index, server_metadata
 from frontends.models import ModelTableView
 from tests.frontends.samples import entry, table, view
+
+TRITON_EXTENSIONS = [
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+]
 
 
 class TestLookup:
@@ -102,11 +120,22 @@ class TestReady:
 
 
 class TestMetadata:
-    def test_server(self) -> None:
-        found = server_metadata("mine")
+    @pytest.mark.parametrize(
+        ("allowed", "cuda", "missing"),
+        [
+            ("true", True, set[str]()),
+            ("true", False, {"cuda_shared_memory"}),
+            ("false", True, {"cuda_shared_memory", "system_shared_memory"}),
+        ],
+    )
+    def test_server(
+        self, allowed: Literal["true", "false"], cuda: bool, missing: set[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(metadata, "cuda_is_here", lambda: cuda)
+        found = server_metadata(Settings(server_id="mine", allow_client_shm=allowed))
         assert list(found) == ["name", "version", "extensions"]
         assert found["name"] == "mine"
-        assert found["extensions"] == list(EXTENSIONS)
+        assert found["extensions"] == [extension for extension in TRITON_EXTENSIONS if extension not in missing]
 
     def test_model(self) -> None:
         models = view(entry(version=2), entry(version=1))

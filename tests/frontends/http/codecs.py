@@ -8,12 +8,15 @@ import msgspec
 from conch.model_config import decode_config
 from conch.tensors import NUMPY_DTYPES
 from frontends.http.exchange import Reply
-from frontends.http.request_body import BINARY_FORMAT, JSON_FORMAT, OutputFormats, decode
+from frontends.http.request_body import decode
+from frontends.http.request_outputs import BINARY_FORMAT, JSON_FORMAT, OutputFormats
 from frontends.inference import InferenceCall, InferenceResult, OutputTensor
 from frontends.models import ReadyModel
+from frontends.regions import RegionTableView
 from tests.frontends.http.support import MODELS
 
 LIMIT = 1 << 26
+NO_REGIONS = RegionTableView()
 NUMERIC = [name for name in NUMPY_DTYPES if name not in ("BYTES", "FP16")]
 ANY_JSON = OutputFormats(JSON_FORMAT, {})
 ANY_BINARY = OutputFormats(BINARY_FORMAT, {})
@@ -30,7 +33,7 @@ SIMPLE = BY_NAME["simple"]
 
 def decode_json(value: Any, of: ReadyModel = SIMPLE, limit: int = LIMIT) -> tuple[InferenceCall, OutputFormats]:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return decode(body, len(body), of, limit)
+    return decode(body, len(body), of, NO_REGIONS, limit)
 
 
 def result(*outputs: OutputTensor, **more: Any) -> InferenceResult:

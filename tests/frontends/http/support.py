@@ -16,13 +16,16 @@ import uvloop
 
 from conch.datatypes import to_config_type
 from conch.errors import ConchError
-from conch.messages import ModelEntry, ModelTable
+from conch.messages import LogSettings, ModelEntry, ModelTable, ServerSettings, TraceSettings
+from conch.settings import Settings
 from conch.tensors import STORAGE_DTYPES
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
 from frontends.http.exchange import Application
+from frontends.http.tls import server_context
 from frontends.inference import InferenceCall, InferenceResult, Outcome, OutputTensor
 from frontends.models import ModelTableView, ReadyModel
+from frontends.regions import RegionTableView
 from frontends.validation import validate
 
 # libuv opens one pipe per process, with the first loop, and keeps it: before anybody looks for leaks
@@ -114,6 +117,9 @@ class StubRequester:
     def __init__(self) -> None:
         self.models = ModelTableView()
         self.models.update(table())
+        self.regions = RegionTableView()
+        self.server_settings = ServerSettings(1, LogSettings(), {"": TraceSettings()})
+        self.on_settings: Callable[[ServerSettings], None] | None = None
         self.held: list[tuple[StubAsked, Outcome]] = []
         self.cancelled = 0
         self.borrowed = 0
@@ -186,8 +192,9 @@ class StubRequester:
 class Frontend:
     """``with Frontend() as frontend``: serves on ``frontend.port`` until the block ends."""
 
-    def __init__(self, limits: Limits | None = None, application: Application | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, application: Application | None = None, **settings: Any) -> None:
         self.requester = StubRequester()
+        self._settings = Settings(**{"http_max_input_size": MAX_INPUT_NBYTES, **settings})
         self.port = 0
         self._limits = limits
         self._application = application
@@ -218,14 +225,13 @@ class Frontend:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        application = self._application or HttpApplication(
-            self.requester, server_id="triton", strict_readiness=True, max_input_nbytes=MAX_INPUT_NBYTES
-        )
-        self.engine = Engine(application, self._limits)
+        application = self._application or HttpApplication(self.requester, self._settings)
+        keep_headers = isinstance(application, HttpApplication) and application.forwards_headers
+        self.engine = Engine(application, self._limits, keep_headers=keep_headers)
         listener = socket.socket()
         listener.bind((ADDRESS, 0))
         self.port = listener.getsockname()[1]
-        await self.engine.listen(listener)
+        await self.engine.listen(listener, server_context(self._settings))
         self._ready.set()
         await self._stop.wait()
         await self.engine.close()

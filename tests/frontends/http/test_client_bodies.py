@@ -10,13 +10,15 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from conch.tensors import NUMPY_DTYPES, pack
-from frontends.http.request_body import OutputFormat, decode
+from frontends.http.request_body import decode
+from frontends.http.request_outputs import OutputFormat
 from frontends.http.response_body import encode
 from frontends.inference import OutputTensor
 from tests.frontends.http.codecs import (
     ANY_BINARY,
     ANY_JSON,
     LIMIT,
+    NO_REGIONS,
     NUMERIC,
     SIMPLE,
     json_nbytes,
@@ -54,7 +56,7 @@ def test_client_requests(datatype: str, binary: bool) -> None:
             inputs.append(tensor)
         outputs = [InferRequestedOutput("OUTPUT0", binary_data=binary), InferRequestedOutput("OUTPUT1", class_count=2)]
         body, nbytes = InferenceServerClient.generate_request_body(inputs, outputs=outputs, request_id="7")
-        call, formats = decode(body, nbytes if nbytes is not None else len(body), SIMPLE, LIMIT)
+        call, formats = decode(body, nbytes if nbytes is not None else len(body), SIMPLE, NO_REGIONS, LIMIT)
         assert call.client_id == "7"
         assert [tensor.name for tensor in call.inputs] == ["INPUT0", "INPUT1"]
         assert call.outputs == ("OUTPUT0", "OUTPUT1")

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from conch.errors import ClientError, InvalidArgument, MalformedJson, TooLarge
 from conch.messages import Sequence
 from conch.tensors import NUMPY_DTYPES
-from frontends.http.request_body import BINARY_FORMAT, JSON_FORMAT, decode, header_length
+from frontends.http.request_body import decode, header_length
+from frontends.http.request_outputs import BINARY_FORMAT, JSON_FORMAT
 from tests.frontends.http.codecs import (
     ANY_BINARY,
     BY_NAME,
     LIMIT,
+    NO_REGIONS,
     SIMPLE,
     decode_json,
 )
@@ -23,11 +25,11 @@ from tests.frontends.http.codecs import (
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
 def test_body_types(wrap: type) -> None:
     body = json.dumps({"inputs": [{"name": "A", "shape": [2], "datatype": "INT8", "data": [1, 2]}]}).encode()
-    call, _ = decode(wrap(body), len(body), SIMPLE, LIMIT)
+    call, _ = decode(wrap(body), len(body), SIMPLE, NO_REGIONS, LIMIT)
     assert call.inputs[0].data == b"\1\2"
     shown = {"name": "A", "shape": [2], "datatype": "INT8", "parameters": {"binary_data_size": 2}}
     body = json.dumps({"inputs": [shown]}).encode()
-    call, _ = decode(wrap(body + b"\1\2"), len(body), SIMPLE, LIMIT)
+    call, _ = decode(wrap(body + b"\1\2"), len(body), SIMPLE, NO_REGIONS, LIMIT)
     assert bytes(call.inputs[0].data) == b"\1\2"
 
 
@@ -80,19 +82,19 @@ def test_size_limits() -> None:
     with pytest.raises(
         TooLarge, match=f"request JSON size of {len(body)} bytes exceeds the maximum allowed input size"
     ):
-        decode(body, len(body), SIMPLE, len(body) - 1)
+        decode(body, len(body), SIMPLE, NO_REGIONS, len(body) - 1)
     with pytest.raises(
         TooLarge, match=r"JSON input 'A' has a byte_size \(800 bytes\) that exceeds the maximum allowed"
     ):
-        decode(body, len(body), SIMPLE, 799)
-    decode(body, len(body), SIMPLE, 800)
+        decode(body, len(body), SIMPLE, NO_REGIONS, 799)
+    decode(body, len(body), SIMPLE, NO_REGIONS, 800)
     body = json.dumps({"inputs": [{"name": "A", "shape": [100], "datatype": "BYTES", "data": [""] * 100}]}).encode()
     with pytest.raises(TooLarge, match=r"JSON input 'A' has a byte_size \(400 bytes\)"):
-        decode(body.replace(b" ", b""), len(body.replace(b" ", b"")), SIMPLE, 399)
+        decode(body.replace(b" ", b""), len(body.replace(b" ", b"")), SIMPLE, NO_REGIONS, 399)
     # blobs are not bounded
     shown = {"name": "A", "shape": [1000], "datatype": "INT8", "parameters": {"binary_data_size": 1000}}
     header = json.dumps({"inputs": [shown]}).encode()
-    call, _ = decode(header + bytes(1000), len(header), SIMPLE, len(header))
+    call, _ = decode(header + bytes(1000), len(header), SIMPLE, NO_REGIONS, len(header))
     assert len(call.inputs[0].data) == 1000
 
 
@@ -122,22 +124,22 @@ def test_bad_header_length(value: bytes, text: str) -> None:
 
 
 def test_raw_request() -> None:
-    call, formats = decode(bytes(16), 0, BY_NAME["four"], LIMIT)
+    call, formats = decode(bytes(16), 0, BY_NAME["four"], NO_REGIONS, LIMIT)
     assert (call.inputs[0].name, call.inputs[0].shape, len(call.inputs[0].data)) == ("INPUT0", (1, 4), 16)
     assert formats == ANY_BINARY
-    call, _ = decode(bytes(20), 0, BY_NAME["echo_fp32"], LIMIT)
+    call, _ = decode(bytes(20), 0, BY_NAME["echo_fp32"], NO_REGIONS, LIMIT)
     assert call.inputs[0].shape == (5,)
-    call, _ = decode(b"427", 0, BY_NAME["one_string"], LIMIT)
+    call, _ = decode(b"427", 0, BY_NAME["one_string"], NO_REGIONS, LIMIT)
     assert (call.inputs[0].shape, call.inputs[0].data) == ((1, 1), b"\3\0\0\x00427")
     with pytest.raises(TooLarge, match=r"Raw input has a byte_size \(20 bytes\) that exceeds"):
-        decode(bytes(20), 0, BY_NAME["echo_fp32"], 19)
+        decode(bytes(20), 0, BY_NAME["echo_fp32"], NO_REGIONS, 19)
     for name, text in (
         ("simple", r"Raw request must only have 1 input \(found 1\) to be deduced but got 2 inputs in 'simple'"),
         ("matrix", "The shape of the raw input 'INPUT0' can not be deduced because there are more than one variable"),
         ("echo_bytes", r"For BYTE datatype raw input 'INPUT0', the model must have input shape \[1\]"),
     ):
         with pytest.raises(InvalidArgument, match=text):
-            decode(bytes(16), 0, BY_NAME[name], LIMIT)
+            decode(bytes(16), 0, BY_NAME[name], NO_REGIONS, LIMIT)
 
 
 @settings(max_examples=300, deadline=None)
@@ -183,6 +185,6 @@ def test_raw_request() -> None:
 def test_anything_is_decoded_or_refused(value: Any) -> None:
     body = json.dumps(value).encode()
     try:
-        decode(body + b"1234", len(body), SIMPLE, LIMIT)
+        decode(body + b"1234", len(body), SIMPLE, NO_REGIONS, LIMIT)
     except (ClientError, MalformedJson) as error:
         assert error.message

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from conch.errors import InvalidArgument
-from frontends.http.request_body import JSON_FORMAT, OutputFormat, OutputFormats
+from frontends.http.request_outputs import JSON_FORMAT, OutputFormat, OutputFormats
 from frontends.http.response_body import encode
 from frontends.inference import InferenceResult, OutputTensor
 from tests.frontends.http.codecs import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conch.errors import Internal, InvalidArgument, MalformedJson
 from conch.tensors import NUMPY_DTYPES, pack
 from frontends.http.json_values import parse
-from frontends.http.request_body import BINARY_FORMAT, JSON_FORMAT, OutputFormats
+from frontends.http.request_outputs import BINARY_FORMAT, JSON_FORMAT, OutputFormats
 from frontends.http.response_body import encode
 from frontends.http.tensor_json import dumps, from_wire, to_wire
 from frontends.inference import OutputTensor

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conch.errors import ClientError, InvalidArgument
-from frontends.inference import InferenceCall, TensorInput
+from frontends.inference import InferenceCall, RegionWindow, TensorInput
 from frontends.models import ReadyModel
 from frontends.validation import Checked, _refuse, validate
 from tests.frontends.samples import int32, model, simple_call
@@ -243,3 +243,46 @@ def test_quick_and_thorough_checks_agree(model: ReadyModel, call: InferenceCall)
         assert not found_nothing
     else:
         assert found_nothing
+
+
+class TestRegions:
+    """Inputs and outputs in a client's memory, where only the worker looks."""
+
+    def in_region(self, name: str, nbytes: int, *shape: int, datatype: str = "INT32") -> TensorInput:
+        return TensorInput(name, datatype, shape, b"", RegionWindow("mine", 7, 0, nbytes))
+
+    def test_the_declared_size_must_be_that_of_the_shape(self) -> None:
+        good = InferenceCall([self.in_region("INPUT0", 128, 2, 16), int32("INPUT1", 2, 16)])
+        assert validate(model(), good) == Checked(2, "", in_regions=True)
+        for nbytes in (0, 127, 129, 2**63):
+            bad = InferenceCall([self.in_region("INPUT0", nbytes, 2, 16), int32("INPUT1", 2, 16)])
+            assert text_of(model(), bad) == (
+                f"input byte size mismatch for input 'INPUT0' for model 'simple'. Expected 128, got {nbytes}"
+            )
+
+    def test_variable_shapes(self) -> None:
+        ragged = model(input=[A])
+        good = InferenceCall([self.in_region("A", 24, 1, 3, 2, datatype="FP32")])
+        assert validate(ragged, good) == Checked(1, "3", in_regions=True)
+        bad = InferenceCall([self.in_region("A", 20, 1, 3, 2, datatype="FP32")])
+        assert "Expected 24, got 20" in text_of(ragged, bad)
+        none = InferenceCall([self.in_region("A", 0, 1, 0, 2, datatype="FP32")])
+        assert validate(ragged, none) == Checked(1, "0", in_regions=True)
+
+    def test_bytes_are_checked_by_the_worker(self) -> None:
+        strings = model(input=[{"name": "B", "data_type": "TYPE_STRING", "dims": [2]}])
+        for nbytes in (0, 3, 1000):
+            call = InferenceCall([self.in_region("B", nbytes, 1, 2, datatype="BYTES")])
+            assert validate(strings, call) == Checked(1, "", in_regions=True)
+        assert "unexpected shape" in text_of(
+            strings, InferenceCall([self.in_region("B", 1000, 1, 3, datatype="BYTES")])
+        )
+
+    def test_targets_are_for_outputs_that_were_asked_for(self) -> None:
+        window = RegionWindow("mine", 7, 0, 64)
+        inputs = simple_call().inputs
+        for outputs in ((), ("OUTPUT0",), ("OUTPUT1", "OUTPUT0")):
+            validate(model(), InferenceCall(inputs, outputs, targets={"OUTPUT0": window}))
+        for outputs, name in (((), "OUTPUT9"), (("OUTPUT1",), "OUTPUT0")):
+            call = InferenceCall(inputs, outputs, targets={name: window})
+            assert text_of(model(), call) == f"unexpected inference output '{name}' for model 'simple'"

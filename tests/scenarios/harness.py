@@ -164,10 +164,14 @@ class Server:
         return report
 
     def program_pid(self, name: str) -> int:
-        """Of ``broker``, ``launcher``, ``http``, ``grpc``, ``metrics`` or ``supervisord``."""
-        pids = [row["pid"] for row in self.status()["processes"] if row["name"].split(":")[0] == name]
+        """Of ``broker``, ``launcher``, ``http``, ``http-2``, ``grpc``, ``metrics`` or ``supervisord``."""
+        pids = self.program_pids(name)
         assert len(pids) == 1, (name, pids)
-        return int(pids[0])
+        return pids[0]
+
+    def program_pids(self, *names: str) -> list[int]:
+        """0 for one that is not running at the moment."""
+        return [int(row["pid"]) for row in self.status()["processes"] if row["name"] in names]
 
     def worker_pids(self, model: str) -> list[int]:
         return [row["pid"] for row in self.status()["instances"] if row["model"] == model and row["pid"]]

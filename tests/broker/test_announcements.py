@@ -50,7 +50,7 @@ class TestAnswers:
         assert waits.next_wakeup == 5.0 + PATIENCE_S
         assert waits.tick(5.0 + PATIENCE_S / 2) == []
         assert waits.tick(5.0 + PATIENCE_S) == [(CALLER, answer())]
-        assert waits.next_wakeup is None
+        assert not waits.next_wakeup
         assert waits.seen(ONE, 3) == []
 
     def test_the_dead_are_not_waited_for_and_get_nothing(self) -> None:

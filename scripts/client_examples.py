@@ -126,7 +126,8 @@ def serving(runs: Runs, options: argparse.Namespace, work: Path) -> Iterator[Ser
     """A server for these examples, on the default ports if they are free."""
     start = servers.triton if options.triton else servers.conch
     ports = (8000, 8001) if default_ports_free() else None
-    with start([server_models(runs, work)], server_flags(runs, options.sequences), ports) as server:
+    flags = [*server_flags(runs, options.sequences), *options.server_flag]
+    with start([server_models(runs, work)], flags, ports) as server:
         yield server
 
 
@@ -208,6 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", metavar="PATTERN", help="only examples whose command contains this")
     parser.add_argument("--time-limit", type=float, default=60, metavar="SECONDS", help="of one example [60]")
+    parser.add_argument("--server-flag", action="append", default=[], metavar="FLAG", help="--server-flag=--FLAG=VALUE")
     parser.add_argument("--sequences", action="store_true", help="also the examples that need sequences")
     parser.add_argument("--triton", action="store_true", help=f"run them against the real Triton ({servers.ORACLE})")
     options = parser.parse_args()

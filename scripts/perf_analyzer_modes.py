@@ -153,10 +153,12 @@ def chosen_runs(pattern: str) -> Iterator[tuple[Mode, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="perf-analyzer-modes", description="Runs perf_analyzer in every mode.")
     parser.add_argument("--only", default="", metavar="PATTERN", help='only if "PROTOCOL MODE" contains this')
+    parser.add_argument("--server-flag", action="append", default=[], metavar="FLAG", help="--server-flag=--FLAG=VALUE")
     parser.add_argument("--triton", action="store_true", help=f"against the real Triton ({servers.ORACLE})")
     options = parser.parse_args()
     start = servers.triton if options.triton else servers.conch
     flags = ["--model-control-mode=explicit", *(f"--load-model={model}" for model in SERVED_MODELS)]
+    flags += options.server_flag
     failures = []
     with tempfile.TemporaryDirectory(prefix="conch-perf-analyzer-") as name, start([MODELS], flags) as server:
         write_data(Path(name))

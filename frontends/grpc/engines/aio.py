@@ -5,15 +5,17 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 
-from conch.errors import InvalidArgument, Unavailable
+from conch.errors import Unavailable
 from conch.settings import Settings
 from frontends.grpc.errors import CANCELLED, INTERNAL
 from frontends.grpc.exchange import Application, Call, Failure, Metadata, Pending, Reply
+from frontends.tls import checked_context
 
 logger = logging.getLogger("conch.frontends.grpc.engines.aio")
 
@@ -177,25 +179,13 @@ def options(settings: Settings) -> list[tuple[str, int]]:
 
 
 def credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """None without TLS. Raises ``InvalidArgument`` naming the flag whose file cannot be used."""
-    if not settings.grpc_use_ssl and not settings.grpc_use_ssl_mutual:
+    """None without TLS. Raises ``InvalidArgument`` for files that do not serve."""
+    mutual = settings.grpc_use_ssl_mutual
+    if not (settings.grpc_use_ssl or mutual):
         return None
-    certificate = _read("grpc-server-cert", settings.grpc_server_cert)
-    key = _read("grpc-server-key", settings.grpc_server_key)
-    root = None
-    if settings.grpc_use_ssl_mutual or settings.grpc_root_cert:
-        root = _read("grpc-root-cert", settings.grpc_root_cert)
-    return grpc.ssl_server_credentials([(key, certificate)], root, settings.grpc_use_ssl_mutual)
-
-
-def _read(flag: str, path: str) -> bytes:
-    if not path:
-        raise InvalidArgument(f"--{flag} is missing; gRPC with TLS needs it")
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise InvalidArgument(f"--{flag}: '{path}' cannot be read: {error.strerror}") from error
-    if b"-----BEGIN " not in data:
-        raise InvalidArgument(f"--{flag}: '{path}' is no PEM file")
-    return data
+    certificate, key = settings.grpc_server_cert, settings.grpc_server_key
+    root = settings.grpc_root_cert if mutual else None
+    # gRPC says no more of a wrong file than that it cannot have the port
+    checked_context("grpc", certificate, key, root)
+    pair = (Path(key).read_bytes(), Path(certificate).read_bytes())
+    return grpc.ssl_server_credentials([pair], Path(root).read_bytes() if root else None, mutual)

@@ -1,0 +1,78 @@
+"""TLS and mutual TLS, with the official client."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as client
+from tritonclient.utils import InferenceServerException
+
+from conch.errors import InvalidArgument
+from conch.settings import Settings
+from frontends.grpc.engines.aio import credentials
+from tests.certificates import make, needs_openssl
+from tests.frontends.grpc.support import Frontend
+from tests.frontends.grpc.test_client import check, simple_inputs
+
+pytestmark = needs_openssl
+
+
+class Files:
+    def __init__(self, directory: Path) -> None:
+        self.authority = make(directory, "authority")
+        self.server = make(directory, "server", self.authority)
+        self.client = make(directory, "client", self.authority)
+
+    def settings(self, mutual: bool = False) -> dict[str, Any]:
+        return {
+            "grpc_use_ssl": True,
+            "grpc_use_ssl_mutual": mutual,
+            "grpc_server_cert": self.server.certificate,
+            "grpc_server_key": self.server.key,
+            "grpc_root_cert": self.authority.certificate,
+        }
+
+    def connect(self, frontend: Frontend, with_certificate: bool) -> client.InferenceServerClient:
+        own = {"private_key": self.client.key, "certificate_chain": self.client.certificate} if with_certificate else {}
+        return client.InferenceServerClient(
+            f"localhost:{frontend.port}", ssl=True, root_certificates=self.authority.certificate, **own
+        )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_official_client(files: Files, mutual: bool) -> None:
+    with Frontend(**files.settings(mutual)) as frontend, files.connect(frontend, mutual) as triton:
+        check(triton.infer("simple", simple_inputs()))
+
+
+def test_clients_without_a_certificate(files: Files) -> None:
+    with Frontend(**files.settings(mutual=True)) as frontend, files.connect(frontend, False) as triton:
+        with pytest.raises(InferenceServerException):
+            triton.is_server_live(client_timeout=2)
+        assert frontend.application.traffic.count == 0
+
+
+def test_clients_without_tls(files: Files) -> None:
+    with Frontend(**files.settings()) as frontend, client.InferenceServerClient(frontend.url) as triton:
+        with pytest.raises(InferenceServerException):
+            triton.is_server_live(client_timeout=2)
+
+
+def test_files_that_do_not_serve(files: Files, tmp_path: Path) -> None:
+    nonsense = str(tmp_path / "nonsense.pem")
+    Path(nonsense).write_text("nonsense")
+    for changed, text in (
+        ({"grpc_server_cert": ""}, "--grpc-server-cert '' cannot be read"),
+        ({"grpc_server_key": "/nowhere"}, "--grpc-server-key '/nowhere' cannot be read: No such file"),
+        ({"grpc_server_key": files.client.key}, "are not a certificate and its key, in PEM"),
+        ({"grpc_server_cert": nonsense}, "are not a certificate and its key, in PEM"),
+        ({"grpc_root_cert": nonsense}, "--grpc-root-cert .* holds no usable certificate"),
+    ):
+        with pytest.raises(InvalidArgument, match=text):
+            credentials(Settings(**{**files.settings(mutual=True), **changed}))
+    assert credentials(Settings(grpc_server_cert="/nowhere")) is None

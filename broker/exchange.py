@@ -31,6 +31,7 @@ from broker.outlet import Outlet
 from broker.region_files import Regions
 from broker.repository import Found, Override, Snapshot
 from broker.scheduling.dispatcher import Dispatcher
+from broker.server_settings import SettingsKeeper
 from conch.messages import (
     PROTOCOL_VERSION,
     Answer,
@@ -65,6 +66,8 @@ from conch.messages import (
     UnloadModel,
     UnregisterRegions,
     Unwelcome,
+    UpdateLogSettings,
+    UpdateTraceSettings,
     Welcome,
     WorkerHello,
 )
@@ -90,6 +93,7 @@ class Exchange:
         dispatcher: Dispatcher,
         lifecycle: Lifecycle,
         regions: Regions,
+        settings: SettingsKeeper,
         outlet: Outlet,
         started_ms: int,
     ) -> None:
@@ -97,6 +101,7 @@ class Exchange:
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
         self._regions = regions
+        self._settings = settings
         self._outlet = outlet
         self._outbox = Outbox(outlet.send, self._is_known)
         self._announcements = Announcements()
@@ -205,6 +210,8 @@ class Exchange:
                     self._answer(self._announcements.seen(peer, revision))
             case RegisterRegion() | RegisterCudaRegion() | UnregisterRegions():
                 self._region_call(peer, message, now)
+            case UpdateLogSettings() | UpdateTraceSettings():
+                self._settings_call(peer, message)
             case LoadModel() | UnloadModel() | AskStatistics() | AskStatus():
                 self._call(peer, message, now)
 
@@ -271,7 +278,7 @@ class Exchange:
             logger.info("%s frontend is here, pid %s", hello.role, hello.pid)
         self._requesters[peer] = Known(hello.requester, hello.role, hello.pid)
         self._outbox.forget(peer)
-        self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._welcome(peer)
         # From before this broker's time. It gets no table of regions before its own are in it, so that it drops none.
         if hello.epoch != self.epoch and self._regions.restore(hello.regions):
             self._push_regions()
@@ -293,13 +300,13 @@ class Exchange:
             return
         self._workers[worker] = hello
         self._worker_sockets[b"C" + worker.encode()] = worker
-        self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._welcome(peer)
         self._live(self._lifecycle.worker_hello(hello, now), now)
 
     def _launcher_hello(self, peer: bytes, hello: LauncherHello, now: float) -> None:
         repeated = self._launcher is not None and self._launcher[1].pid == hello.pid
         self._launcher = (peer, Known(peer.decode(errors="replace"), "launcher", hello.pid))
-        self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._welcome(peer)
         if repeated:  # the list may have crossed a Spawn, see docs/design.md
             return
         logger.info("the launcher is here, pid %s, with %s workers", hello.pid, len(hello.workers))
@@ -364,6 +371,20 @@ class Exchange:
         if changed:
             self._push_regions()
         self._answer(self._announcements.answer(peer, Answer(call.call, fault), now))
+
+    def _settings_call(self, peer: bytes, call: UpdateLogSettings | UpdateTraceSettings) -> None:
+        fault, result = self._settings.update(call)
+        if fault is None:
+            message = self._settings.message(self.epoch)
+            launcher = () if self._launcher is None else (self._launcher[0],)
+            for other in (*self._requesters, *self._worker_sockets, *launcher):
+                self._outbox.tell(other, message)
+            self._outlet.settings_changed(self._settings.changed)
+        self._outbox.tell(peer, Answer(call.call, fault, result))
+
+    def _welcome(self, peer: bytes) -> None:
+        self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
+        self._outbox.tell(peer, self._settings.message(self.epoch))
 
     # ---------------------------------------------------------------------------------------------------- instructions
 

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from broker.lifecycle import DropFolder, FindNames, Poll, PollAll, Remember
+from broker.server_settings import Changed
 from conch.messages import Batch
 
 Work = Poll | PollAll | FindNames | Remember | DropFolder
@@ -23,4 +24,8 @@ class Outlet(Protocol):
 
     def watch(self, peer: bytes, pid: int) -> bool:
         """``gone(peer)`` is to be called when the process dies. False if it is dead already."""
+        ...
+
+    def settings_changed(self, changed: Changed) -> None:
+        """They count in this process too, and a broker that comes after this one is to know them."""
         ...

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 
 from broker.exchange import Exchange
@@ -21,11 +22,12 @@ from broker.region_files import Regions
 from broker.repository import BackendSettings, Found, Repository
 from broker.repository.overrides import remove_folder, remove_other_folders
 from broker.scheduling.dispatcher import Dispatcher
+from broker.server_settings import Changed, SettingsKeeper, initial_trace
 from conch.channels import BadMessage
 from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import RouterChannel
 from conch.messages import Batch, Died, Fault, LauncherHello, RequesterHello, ToBroker
-from conch.process import StopSignals, keep_what_is_there
+from conch.process import StopSignals, keep_what_is_there, log_settings, set_logging
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
 from shm.sweep import sweep
@@ -72,7 +74,13 @@ class Server:
         epoch = time.monotonic_ns()
         dispatcher = Dispatcher(epoch, time.time_ns() - epoch)
         self._regions = Regions()
-        self._exchange = Exchange(epoch, dispatcher, lifecycle, self._regions, self, time.time_ns() // 1_000_000)
+        keeper = SettingsKeeper(
+            log_settings(settings), initial_trace(settings.trace_config), _read_changed(run_dir.changed_settings)
+        )
+        set_logging(keeper.log)
+        self._exchange = Exchange(
+            epoch, dispatcher, lifecycle, self._regions, keeper, self, time.time_ns() // 1_000_000
+        )
         self._files = FileThread()
         folders = {load.folder for load in (memory.loads or {}).values()}
         self._files.submit(lambda: remove_other_folders(self._overrides, folders), lambda _: None)
@@ -259,6 +267,11 @@ class Server:
             del self._watched[pidfd]
             os.close(pidfd)
 
+    def settings_changed(self, changed: Changed) -> None:
+        set_logging(changed.log)
+        data = msgspec.json.encode(changed)
+        self._files.submit(lambda: _save(self._run_dir.changed_settings, data), lambda _: None)
+
     def work(self, effect: Work) -> None:
         exchange, repository, submit = self._exchange, self._repository, self._files.submit
         match effect:
@@ -286,6 +299,16 @@ class Server:
                 submit(lambda: remove_folder(folder), lambda _: None)
 
 
+def _read_changed(path: Path) -> Changed | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Changed)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        logger.warning("the settings that clients changed cannot be read, those of the flags count: %s", error)
+        return None
+
+
 def _clear_after(socket: Path) -> None:
     """Removes what a requester that was killed could not remove: its socket and its segments."""
     socket.unlink(missing_ok=True)
@@ -296,4 +319,4 @@ def _save(path: Path, data: bytes) -> None:
     try:
         save(path, data)
     except OSError as error:
-        logger.error("the loaded models could not be written down for the next broker: %s", error)
+        logger.error("%s could not be written for the next broker: %s", path.name, error)

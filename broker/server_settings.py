@@ -8,8 +8,15 @@ from collections.abc import Mapping
 
 import msgspec
 
-from conch.errors import InvalidArgument
-from conch.messages import LogSettings, ServerSettings, TraceSettings
+from conch.errors import InvalidArgument, to_fault
+from conch.messages import (
+    Fault,
+    LogSettings,
+    ServerSettings,
+    TraceSettings,
+    UpdateLogSettings,
+    UpdateTraceSettings,
+)
 
 _LOG_FORMATS = ("default", "ISO8601")
 _LEVELS = ("TIMESTAMPS", "TENSORS")
@@ -63,6 +70,17 @@ class SettingsKeeper:
 
     def _with_global(self, overrides: Mapping[str, _Overrides]) -> TraceSettings:
         return _with(self._initial_trace, overrides.get("", {}))
+
+    def update(
+        self, call: UpdateLogSettings | UpdateTraceSettings
+    ) -> tuple[Fault | None, LogSettings | TraceSettings | None]:
+        """Why nothing was changed, or what the settings are now."""
+        try:
+            if isinstance(call, UpdateLogSettings):
+                return None, self.update_log(call.changes)
+            return None, self.update_trace(call.model, call.changes)
+        except InvalidArgument as error:
+            return to_fault(error), None
 
     def update_log(self, changes: Mapping[str, bool | int | str]) -> LogSettings:
         """Raises ``InvalidArgument``, and changes nothing then."""

@@ -76,7 +76,7 @@ class BrokerProcess:
 
 
 class Peer:
-    """One DEALER. ``expect`` skips tables unless one is asked for."""
+    """One DEALER. ``expect`` skips tables and settings unless one is asked for."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, id: str, incoming: Any) -> None:
         self.id = id
@@ -108,7 +108,7 @@ class Peer:
                 self.saw(message)
             if isinstance(message, kind):
                 return message
-            assert isinstance(message, messages.ModelTable | messages.RegionTable), (
+            assert isinstance(message, messages.ModelTable | messages.RegionTable | messages.ServerSettings), (
                 f"expected {kind.__name__}, got {message if message is not None else 'nothing'}"
             )
 
@@ -126,7 +126,9 @@ class Peer:
         return msgspec.convert(self.expect(messages.Answer).result, messages.ServerStatus)
 
     def expect_nothing(self) -> None:
-        assert self.receive(0.1) is None
+        while isinstance(message := self.receive(0.1), messages.ServerSettings):
+            pass
+        assert message is None
 
     def close(self) -> None:
         self.channel.close()

@@ -1,9 +1,20 @@
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from broker.server_settings import Changed, SettingsKeeper, initial_trace
 from conch.errors import InvalidArgument
-from conch.messages import LogSettings, TraceSettings
+from conch.messages import (
+    Answer,
+    Fault,
+    LogSettings,
+    ServerSettings,
+    TraceSettings,
+    UpdateLogSettings,
+    UpdateTraceSettings,
+)
+from tests.broker.harness import Peer, around, broker, write_model
 
 
 def keeper(*trace_config: str) -> SettingsKeeper:
@@ -169,3 +180,40 @@ class TestSuccessors:
         settings = keeper("rate=5")
         settings.update_log({"error": False})
         assert SettingsKeeper(LogSettings(), initial_trace(()), settings.changed).log == LogSettings()
+
+
+class TestBroker:
+    def test_everybody_is_told_and_a_later_broker_knows(self, run_dir: Path, tmp_path: Path) -> None:
+        repository = tmp_path / "models"
+        write_model(repository, "echo")
+        with around(run_dir) as peers:
+            with broker(run_dir, repository, trace_config="rate=7") as process:
+                requester, other, launcher = peers.requester(), peers.requester(), peers.launcher()
+                worker = launcher.spawn()
+                requester.send(UpdateLogSettings(1, {"verbose_level": 1}))
+                answer = requester.expect(Answer)
+                assert msgspec.convert(answer.result, LogSettings) == LogSettings(verbose_level=1)
+                requester.send(UpdateTraceSettings(2, "echo", {"count": ("5",)}))
+                answer = requester.expect(Answer)
+                assert msgspec.convert(answer.result, TraceSettings) == TraceSettings(rate=7, count=5)
+                for peer in (other, launcher, worker.control):
+                    _expect_settings(peer, TraceSettings(rate=7, count=5))
+                requester.send(UpdateLogSettings(3, {"format": "x"}))
+                answer = requester.expect(Answer)
+                assert answer.fault == Fault("InvalidArgument", "invalid argument for log_format, got: x")
+                process.kill()
+            with broker(run_dir, repository, trace_config="rate=7"):
+                _expect_settings(peers.requester(), TraceSettings(rate=7, count=5))
+
+    def test_settings_are_sent_with_the_welcome(self, run_dir: Path, tmp_path: Path) -> None:
+        (tmp_path / "models").mkdir()
+        with broker(run_dir, tmp_path / "models", log_verbose="2"), around(run_dir) as peers:
+            assert peers.requester().expect(ServerSettings).log == LogSettings(verbose_level=2)
+
+
+def _expect_settings(peer: Peer, trace: TraceSettings) -> None:
+    while True:
+        settings = peer.expect(ServerSettings)
+        if settings.trace.get("echo") == trace:
+            assert settings.log == LogSettings(verbose_level=1)
+            return

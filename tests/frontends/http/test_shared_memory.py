@@ -264,7 +264,7 @@ BAD_PLACES = [
     ),
     *(
         (place(bad, size="x", offset="y"), MalformedJson, _unable("shared_memory_region", NOT_STRING))
-        for bad in (5, None, ["r"], {})
+        for bad in (5, None, ["r"], {"r": 1})
     ),
 ]
 

@@ -103,6 +103,8 @@ class ModelTableView:
     def __init__(self) -> None:
         self.broker_absent = False
         self.known = False
+        #: how many tables there have been: whoever keeps what it made of one can see that it is old
+        self.updates = 0
         self._server: ServerState = "starting"
         self._entries: tuple[ModelEntry, ...] = ()
         self._by_name: dict[str, dict[int, ModelEntry]] = {}
@@ -125,6 +127,7 @@ class ModelTableView:
                 ready[entry.name, entry.version] = model
                 latest[entry.name] = model  # versions ascend
         self.known = True
+        self.updates += 1
         self._server = table.server
         self._entries = tuple(entries)
         self._by_name = by_name

@@ -10,6 +10,7 @@ from conch.settings import Settings
 from frontends.forwarding import HeaderForwarding
 from frontends.http.calls import AskedLike, RequesterLike
 from frontends.http.compression import Compression
+from frontends.http.docs_page import DocsEndpoints
 from frontends.http.endpoints import Endpoints
 from frontends.http.errors import reply_to
 from frontends.http.exchange import Pending, Reply, Request, error_reply
@@ -167,6 +168,7 @@ def _handlers(requester: RequesterLike, settings: Settings) -> dict[Endpoint, Ha
     general = Endpoints(requester, settings)
     regions = SharedMemoryEndpoints(requester, settings)
     current = SettingsEndpoints(requester, settings)
+    docs = DocsEndpoints(requester.models, settings.server_id)
     generations = Generations(requester, settings.http_max_input_size)
     return {
         Endpoint.SERVER_LIVE: general.server_live,
@@ -189,4 +191,6 @@ def _handlers(requester: RequesterLike, settings: Settings) -> dict[Endpoint, Ha
         Endpoint.LOG_SETTINGS: current.log_settings,
         Endpoint.GENERATE: generations.generate,
         Endpoint.GENERATE_STREAM: generations.generate_stream,
+        Endpoint.DOCS: docs.docs,
+        Endpoint.OPENAPI: docs.openapi,
     }

@@ -34,6 +34,8 @@ class Endpoint(enum.Enum):
     CUDA_REGION_UNREGISTER = enum.auto()
     TRACE_SETTINGS = enum.auto()
     LOG_SETTINGS = enum.auto()
+    DOCS = enum.auto()
+    OPENAPI = enum.auto()
 
 
 class Route(NamedTuple):
@@ -93,6 +95,8 @@ ROUTES: Final = tuple(
         (Endpoint.TRACE_SETTINGS, _BOTH, Category.TRACE, rb"/v2/trace/setting"),
         (Endpoint.TRACE_SETTINGS, _BOTH, Category.TRACE, rb"/v2/models/(?P<model>[^/]+)/trace/setting"),
         (Endpoint.LOG_SETTINGS, _BOTH, Category.LOGGING, rb"/v2/logging"),
+        (Endpoint.DOCS, _GET, Category.METADATA, rb"/v2/docs"),
+        (Endpoint.OPENAPI, _GET, Category.METADATA, rb"/v2/docs/openapi\.json"),
     )
 )
 

@@ -1,4 +1,4 @@
-"""``conch serve``, the same thing under plain supervisord, and ``conch status``, each as its own process."""
+"""``conch serve`` and ``conch status``, each as its own process."""
 
 import contextlib
 import http.client
@@ -17,7 +17,6 @@ import pytest
 
 from conch.process import hold_lock
 from conch.run_dir import RunDir
-from tests.processes import environment
 from tests.scenarios.harness import EXAMPLE_MODELS, REPOSITORY_ROOT, Server, free_port, serving
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -82,6 +81,24 @@ def test_a_port_that_is_taken(run: Run, repository: Path, run_dir: Path) -> None
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
+@pytest.mark.parametrize("endpoint", ["grpc", "metrics"])
+def test_a_port_of_another_protocol_that_is_taken(
+    run: Run, running: Server, repository: Path, run_dir: Path, endpoint: str
+) -> None:
+    taken = {"grpc": running.grpc_port, "metrics": running.metrics_port}[endpoint]
+    done = run("serve", *flags_for(repository, run_dir, free_port()), f"--{endpoint}-port={taken}")
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{taken}: a server runs there already" in done.stderr
+    assert f"choose another --{endpoint}-port, or --allow-{endpoint}=false" in done.stderr
+
+
+def test_a_certificate_that_is_not_there(run: Run, repository: Path, run_dir: Path) -> None:
+    files = f"--http-server-cert={run_dir / 'cert.pem'}", f"--http-server-key={run_dir / 'key.pem'}"
+    done = run("serve", *flags_for(repository, run_dir, free_port()), "--http-use-ssl", *files)
+    assert done.returncode == 1
+    assert f"--http-server-cert '{run_dir / 'cert.pem'}' does not exist" in done.stderr
+
+
 def test_a_second_server_on_the_same_run_directory(run: Run, running: Server) -> None:
     done = run("serve", *flags_for(EXAMPLE_MODELS, running.run_dir, free_port()))
     assert done.returncode == 1
@@ -139,7 +156,12 @@ def test_an_unknown_command(run: Run) -> None:
 def test_three_models_are_listed_and_ready_in_time(running: Server) -> None:
     for name in ("simple", "simple_identity", "text_to_image"):
         assert any(name in line and "READY" in line for line in running.output.splitlines()), running.output
-    assert f"Started HTTPService at 127.0.0.1:{running.http_port}" in running.output
+    for line in (
+        f"Started GRPCInferenceService at 127.0.0.1:{running.grpc_port}",
+        f"Started HTTPService at 127.0.0.1:{running.http_port}",
+        f"Started Metrics Service at 127.0.0.1:{running.metrics_port}",
+    ):
+        assert line in running.output
     assert running.ready()
     # a target of 1 s on an idle machine, with room for a busy one
     assert running.start_seconds < 5
@@ -292,7 +314,7 @@ def test_sighup_starts_everything_anew(repository: Path, run_dir: Path) -> None:
         assert len(server.worker_pids("simple")) == 1
 
 
-@pytest.mark.parametrize("name", ["broker", "launcher", "http"])
+@pytest.mark.parametrize("name", ["broker", "launcher", "http", "grpc", "metrics"])
 def test_a_killed_program_comes_back(repository: Path, run_dir: Path, name: str) -> None:
     with serving([repository], run_dir) as server:
         before = server.program_pid(name)
@@ -310,96 +332,6 @@ def test_a_killed_program_comes_back(repository: Path, run_dir: Path, name: str)
         assert server.worker_pids("simple") == workers
 
 
-# ------------------------------------------------------------------------------------------------------ as a service
-
-
-def test_supervisord_runs_the_same_thing(repository: Path, run_dir: Path, run: Run) -> None:
-    path = run_dir / "made" / "by" / "it"
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "supervisor.supervisord", "-c", str(REPOSITORY_ROOT / "supervisord.conf")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY_ROOT),
-            "PATH": "/usr/bin:/bin",
-            "CONCH_MODEL_REPOSITORY": str(repository),
-            "CONCH_RUN_DIR": str(path),
-            "CONCH_HTTP_PORT": str(port),
-            "CONCH_GRPC_PORT": str(free_port()),
-            "CONCH_METRICS_PORT": str(free_port()),
-        },
-    )
-    server = Server([repository], path, http_port=port, process=process)
-    try:
-        deadline = time.monotonic() + 15
-        while not server.ready():
-            assert time.monotonic() < deadline, server.report()
-            time.sleep(0.02)
-        rows = {row["name"]: row for row in server.status()["processes"]}
-        assert {"supervisord", "launcher", "broker", "http"} <= set(rows)
-        assert all(environment(rows[name]["pid"])["CONCH_RUN_DIR"] == str(path) for name in ("broker", "http"))
-        second = run("serve", *flags_for(repository, path, free_port()))
-        assert second.returncode == 1 and f"pid {process.pid}" in second.stderr
-        assert (path / "supervisord.pid").read_text().strip() == str(process.pid)
-        assert server.stop() == 0
-        assert not server.leftovers()
-        # as root supervisord can delete whatever its configuration names
-        assert not (path / "supervisord.pid").exists()
-        assert Path(os.devnull).is_char_device()
-    finally:
-        server.kill_everything()
-
-
-def test_supervisord_says_what_is_missing(run_dir: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "supervisor.supervisord", "-c", str(REPOSITORY_ROOT / "supervisord.conf")],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), "CONCH_RUN_DIR": str(run_dir)},
-    )
-    assert done.returncode != 0
-    assert "CONCH_MODEL_REPOSITORY must name a folder of models" in done.stderr
-
-
-def test_supervisord_takes_every_flag_and_says_what_is_wrong(repository: Path, run_dir: Path) -> None:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "supervisor.supervisord", "-c", str(REPOSITORY_ROOT / "supervisord.conf")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY_ROOT),
-            "CONCH_MODEL_STORE": str(repository / "nowhere"),
-            "CONCH_RUN_DIR": str(run_dir),
-            "CONCH_HTTP_PORT": str(port),
-            "CONCH_GRPC_PORT": str(free_port()),
-            "CONCH_METRICS_PORT": str(free_port()),
-            "CONCH_HTTP_PRT": "1",
-            "CONCH_HTTP_THREAD_COUNT": "8",
-        },
-    )
-    server = Server([repository], run_dir, http_port=port, process=process)
-    try:
-        server.read_output(time.monotonic() + 15, "the reason is in")
-        shown = server.output
-        assert "did you mean CONCH_HTTP_PORT?" in shown
-        assert "CONCH_HTTP_THREAD_COUNT is accepted but has no effect yet" in shown
-        assert f"'{repository / 'nowhere'}' is no folder" in shown
-        assert "broker ended just after its start; the reason is in" in shown
-        (repository / "nowhere").mkdir()
-        deadline = time.monotonic() + 15
-        while not server.ready():
-            assert time.monotonic() < deadline, server.report()
-            time.sleep(0.02)
-        assert server.stop() == 0
-    finally:
-        server.kill_everything()
-
-
 # ------------------------------------------------------------------------------------------------------------ status
 
 
@@ -408,7 +340,7 @@ def test_status_shows_one_worker_per_instance(running: Server) -> None:
     assert report["server"] == "ready"
     assert report["run_dir"] == str(running.run_dir)
     processes = {row["name"]: row for row in report["processes"]}
-    assert {"supervisord", "launcher", "broker", "http"} <= set(processes)
+    assert {"supervisord", "launcher", "broker", "http", "grpc", "metrics"} <= set(processes)
     assert all(row["pid"] > 0 and row["memory_nbytes"] > 1_000_000 for row in report["processes"])
     states = {row["model"]: row for row in report["instances"]}
     assert set(states) == {"simple", "simple_identity", "text_to_image"}

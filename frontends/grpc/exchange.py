@@ -61,10 +61,15 @@ class Application(Protocol):
     """What an engine serves. Nothing here raises: an exception is a bug, logged and answered INTERNAL. Everything runs
     on the loop's thread."""
 
-    #: full names of the unary methods
-    methods: tuple[str, ...]
-    #: full names of the methods with a stream in both directions
-    streams: tuple[str, ...]
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Full names of the unary methods."""
+        ...
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Full names of the methods with a stream in both directions."""
+        ...
 
     def answer(self, call: Call) -> Reply | Pending: ...
 

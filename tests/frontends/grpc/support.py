@@ -201,5 +201,5 @@ def refusal(function: Callable[..., Any], *arguments: Any) -> tuple[str, str]:
     try:
         function(*arguments)
     except Refused as refused:
-        return refused.args  # type: ignore[return-value]
+        return refused.args
     raise AssertionError("nothing was refused")

@@ -14,6 +14,8 @@ from tests.frontends.grpc.echo import Echo, Serving
 from tests.frontends.grpc.http2 import HEADERS, PREFACE, frame, headers, literal, message
 from tests.frontends.grpc.support import EngineName
 
+pytestmark = pytest.mark.asyncio
+
 MIB = 1 << 20
 
 
@@ -213,3 +215,15 @@ async def test_random_changes_hurt_nobody_else(engine: EngineName) -> None:
             writer.write(data)
             writer.close()
         assert await serving.ask("Say", b"on") == b"on"
+
+
+async def test_methods_that_are_no_text_hurt_nobody_else(engine: EngineName) -> None:
+    async with Serving(engine) as serving:
+        for path in (b"/\xf2est.Echo/Say", b"/test.Echo/S\xff", b"\xff", b"", b"/", b"/x\x00y"):
+            call = PREFACE + frame(
+                1, 4, 1, HEADERS.replace(literal(b":path", b"/test.Echo/Say"), literal(b":path", path))
+            )
+            await serving.raw(call + message(1, b"x"))
+        assert await serving.ask("Say", b"on") == b"on"
+        assert await serving.ask("Nothing") == ("UNIMPLEMENTED", "Method not found!")
+        assert [part async for part in serving.channel.stream_stream("/test.Echo/Talk")(iter([b"on"]))] == [b"on"]

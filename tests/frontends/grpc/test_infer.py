@@ -158,7 +158,7 @@ def test_shared_memory(engine: EngineName) -> None:
     with Frontend(engine, requester=_InRegions()) as frontend:
         frontend.requester.regions.update(RegionTable(1, 1, (region,)))
         request = pb.ModelInferRequest(model_name="simple", raw_input_contents=[bytes(64)])
-        place = {"shared_memory_region": "region", "shared_memory_byte_size": 64}
+        place: dict[str, Any] = {"shared_memory_region": "region", "shared_memory_byte_size": 64}
         add_input(request, "INPUT0", shared_memory_offset=64, **place)
         add_input(request, "INPUT1")
         set_all(request.outputs.add(name="OUTPUT0").parameters, {"shared_memory_offset": 128, **place})
@@ -190,5 +190,6 @@ def test_places_outside_a_region(frontend: Frontend, place: dict[str, int], text
     region = Region("system", "region", 11, 0, 256, "/key")
     frontend.do(lambda: frontend.requester.regions.update(RegionTable(1, 1, (region,))))
     request = pb.ModelInferRequest(model_name="simple")
-    add_input(request, "INPUT0", **{"shared_memory_region": "region", "shared_memory_byte_size": 64, **place})
+    parameters: dict[str, Any] = {"shared_memory_region": "region", "shared_memory_byte_size": 64, **place}
+    add_input(request, "INPUT0", **parameters)
     assert refusal(frontend.call, "ModelInfer", request) == ("INVALID_ARGUMENT", text)

@@ -65,7 +65,7 @@ RESERVED = (
     "'triton_' are allowed: triton_enable_empty_final_response"
 )
 NOT_CUSTOM = "invalid value type for 'custom' parameter, expected int64_param, bool_param, or string_param."
-PLACE = {"shared_memory_region": "zz", "shared_memory_byte_size": 64}
+PLACE: dict[str, Any] = {"shared_memory_region": "zz", "shared_memory_byte_size": 64}
 
 CASES = {
     "mixed": (

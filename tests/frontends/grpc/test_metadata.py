@@ -93,7 +93,7 @@ def test_unknown_models(frontend: Frontend, method: str) -> None:
 
 
 def test_statistics(frontend: Frontend) -> None:
-    durations = {
+    durations: dict[str, Any] = {
         kind: Duration(i + 1, (i + 1) * 1000)
         for i, kind in enumerate(
             ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")

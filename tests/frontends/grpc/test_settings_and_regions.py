@@ -54,7 +54,7 @@ def test_log_settings(frontend: Frontend) -> None:
         "log_verbose_level": 3,
         "log_format": "ISO8601",
     }
-    changes = {"info": False, "verbose_level": 2**31 - 1, "format": "ISO8601"}
+    changes: dict[str, bool | int | str] = {"info": False, "verbose_level": 2**31 - 1, "format": "ISO8601"}
     assert frontend.requester.messages[-1] == UpdateLogSettings(0, changes)
 
 

@@ -210,7 +210,7 @@ def test_streams_at_shut_down(engine: EngineName) -> None:
             while True:
                 assert stream.answer().error_message == SHUTTING_DOWN
         except grpc.RpcError as error:
-            code, text = error.code().name, error.details()  # type: ignore[attr-defined]
+            code, text = error.code().name, error.details()
         stream.end()
         assert (code, text) == ("UNAVAILABLE", SHUTTING_DOWN)
         assert frontend.drain(5)

@@ -19,6 +19,12 @@ pytestmark = pytest.mark.asyncio
 MIB = 1 << 20
 
 
+@pytest.fixture
+def reads_any_path(engine: EngineName) -> None:
+    if engine == "aio":
+        pytest.skip("grpc.aio's server ends when the name of a method is no UTF-8")
+
+
 @pytest.mark.parametrize("nbytes", [0, 1, 16384, 65536, 16 * MIB])
 async def test_payloads(engine: EngineName, nbytes: int) -> None:
     async with Serving(engine) as serving:
@@ -203,6 +209,7 @@ async def test_malformed_connections_hurt_nobody_else(engine: EngineName, data: 
         assert await serving.ask("Say", b"on") == b"on"
 
 
+@pytest.mark.usefixtures("reads_any_path")
 async def test_random_changes_hurt_nobody_else(engine: EngineName) -> None:
     good = PREFACE + b"".join(frame(1, 4, i, HEADERS) + message(i, b"x") for i in (1, 3))
     chance = random.Random(1)
@@ -217,6 +224,7 @@ async def test_random_changes_hurt_nobody_else(engine: EngineName) -> None:
         assert await serving.ask("Say", b"on") == b"on"
 
 
+@pytest.mark.usefixtures("reads_any_path")
 async def test_methods_that_are_no_text_hurt_nobody_else(engine: EngineName) -> None:
     async with Serving(engine) as serving:
         for path in (b"/\xf2est.Echo/Say", b"/test.Echo/S\xff", b"\xff", b"", b"/", b"/x\x00y"):

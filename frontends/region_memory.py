@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from conch.errors import NotFound, Overloaded, Unsupported
 from conch.messages import ClientRegion, OutputTarget, Region, SegmentAdded
 from frontends.inference import InferenceCall, RegionWindow
@@ -55,6 +57,8 @@ class RegionMemory:
             self._close_if_done(opened)
         self._missing = {number: region for number, region in listed.items() if number not in self._opened}
         self.open_missing()
+        if self._missing:
+            logger.warning("%s registered shared memory regions cannot be opened at the moment", len(self._missing))
 
     def open_missing(self) -> None:
         """Tries (again) to open what is registered: the process may have had no descriptor left for it."""
@@ -62,7 +66,7 @@ class RegionMemory:
             try:
                 file = open_held(region.holder_pid, region.descriptor, region.file)
             except OSError as error:
-                logger.warning("shared memory region '%s' cannot be opened: %s", region.name, error.strerror)
+                logger.debug("shared memory region '%s' cannot be opened: %s", region.name, error.strerror)
                 continue
             del self._missing[number]
             opened = self._opened[number] = _Opened(region, file.descriptor)
@@ -73,8 +77,9 @@ class RegionMemory:
         """What a new broker restores its registry from: what is registered and open here."""
         pid = os.getpid()
         system = (
-            Region("system", known.name, known.number, known.offset, known.nbytes, known.key, pid, fd, known.file)
-            for known, fd in ((opened.region, opened.descriptor) for opened in self._opened.values() if opened.listed)
+            msgspec.structs.replace(opened.region, holder_pid=pid, descriptor=opened.descriptor)
+            for opened in self._opened.values()
+            if opened.listed
         )
         return (*system, *self._cuda)
 

@@ -17,8 +17,10 @@ from frontends.grpc.inference import encode
 from frontends.inference import InferenceResult, Outcome
 from frontends.models import ReadyModel
 
-#: requests of one stream that have been read and are not answered yet; the stream is not read beyond
-MAX_OUTSTANDING: Final = 128
+#: requests of one stream that have been read and are not answered yet, and bytes of these requests, or of answers that
+#: wait for their turn or for a slow client; the stream is not read beyond
+MAX_OUTSTANDING: Final = 512
+MAX_HELD_NBYTES: Final = 64 << 20
 
 #: starts an inference: the request's message, its blobs, and who gets the outcome. Returns what to render an answer
 #: with. Raises ``ConchError``.
@@ -28,10 +30,12 @@ Begin = Callable[[Any, list[memoryview], Callable[[Outcome], None]], tuple[Asked
 class _Slot:
     """One request's place in the order of answers. Models that send several responses will fill it more than once."""
 
-    __slots__ = ("asked", "classes", "model", "reply", "request")
+    __slots__ = ("asked", "classes", "model", "nbytes", "reply", "request")
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, nbytes: int) -> None:
         self.request = request
+        #: of the request, or of the answer once there is one
+        self.nbytes = nbytes
         self.asked: AskedLike | None = None
         self.model: ReadyModel
         self.classes: dict[str, int]
@@ -48,6 +52,7 @@ class InferStream:
         self._traffic = traffic
         self._strict = strict
         self._slots: deque[_Slot] = deque()
+        self._held_nbytes = 0
         #: the client will send nothing more, or nothing that can be read
         self._ended = False
         self._failure: Failure | None = None
@@ -65,10 +70,12 @@ class InferStream:
         try:
             while True:
                 while slots and slots[0].reply is not None:
-                    reply = slots.popleft().reply
-                    self._room.set()
+                    slot = slots.popleft()
+                    reply = slot.reply
                     assert reply is not None
                     yield reply
+                    self._held_nbytes -= slot.nbytes
+                    self._room.set()
                     if type(reply) is Failure:
                         return
                 if not slots:
@@ -100,7 +107,7 @@ class InferStream:
                 if not self._take(payload):
                     break
                 del payload
-                while len(self._slots) >= MAX_OUTSTANDING:
+                while len(self._slots) >= MAX_OUTSTANDING or self._held_nbytes > MAX_HELD_NBYTES:
                     self._room.clear()
                     await self._room.wait()
         except Exception as error:
@@ -115,8 +122,9 @@ class InferStream:
         except DecodeError:
             self._failure = UNREADABLE
             return False
-        slot = _Slot(request)
+        slot = _Slot(request, len(payload))
         self._slots.append(slot)
+        self._held_nbytes += slot.nbytes
         if self._traffic.stopped.is_set():
             self._settle(slot, _refused(request, SHUTTING_DOWN))
             return True
@@ -140,6 +148,9 @@ class InferStream:
 
     def _settle(self, slot: _Slot, reply: Reply) -> None:
         slot.reply = reply
+        nbytes = len(reply) if isinstance(reply, bytes) else 0
+        self._held_nbytes += nbytes - slot.nbytes
+        slot.nbytes = nbytes
         if self._slots[0] is slot:
             self._wake.set()
 

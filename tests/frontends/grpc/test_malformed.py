@@ -119,11 +119,11 @@ CASES = {
     "named twice, no data": (twice(lambda r: r.ClearField("raw_input_contents")), NAMED_TWICE),
     "unknown input": (
         changed(lambda r: setattr(r.inputs[0], "name", "X")),
-        "[request id: <id_unknown>] unexpected inference input 'X' for model 'simple'",
+        "unexpected inference input 'X' for model 'simple'",
     ),
     "unknown output": (
         changed(lambda r: r.outputs.add(name="X")),
-        "[request id: <id_unknown>] unexpected inference output 'X' for model 'simple'",
+        "unexpected inference output 'X' for model 'simple'",
     ),
     "negative shape": (
         changed(lambda r: r.inputs[0].shape.__setitem__(0, -1)),
@@ -131,7 +131,7 @@ CASES = {
     ),
     "version": (
         changed(lambda r: setattr(r, "model_version", "x")),
-        "failed to get model version from specified version string 'x', version should be an integral value > 0",
+        "failed to get model version from specified version string 'x' (details: stol), version should be an integral value > 0",
     ),
     "sequence_id": (
         with_parameter("sequence_id", "bool_param", True),

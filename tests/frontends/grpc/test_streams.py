@@ -1,6 +1,7 @@
 """ModelStreamInfer: order, errors, ends."""
 
 import queue
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import grpc
 
 from conch.errors import Internal, NotReady
 from conch.tensors import pack
-from frontends.grpc.streams import MAX_OUTSTANDING
+from frontends.grpc.streams import MAX_HELD_NBYTES, MAX_OUTSTANDING
 from tests.frontends.grpc.support import (
     SERVICE,
     TIMEOUT_S,
@@ -188,6 +189,26 @@ def test_a_stream_is_not_read_far_ahead(frontend: Frontend) -> None:
         frontend.do(frontend.requester.finish_held)
         answers = [stream.answer().infer_response.id for _ in range(MAX_OUTSTANDING + 20)]
         assert answers == [str(i) for i in range(MAX_OUTSTANDING + 20)]
+        assert stream.status() == ("OK", "")
+
+
+def test_a_client_that_does_not_read(frontend: Frontend) -> None:
+    """Its requests are not taken up while so many bytes of answers wait for it."""
+    data = bytes(8 << 20)
+    request = pb.ModelInferRequest(model_name="echo_uint8", raw_input_contents=[data])
+    add_input(request, "INPUT0", (len(data),), "UINT8")
+    held = typed_request("held", "INT32", (1,), int_contents=[1])
+    before = len(frontend.requester.submitted)
+    with frontend.connect() as channel:
+        stream = OpenStream(channel)
+        stream.send(held, *[request] * 30)
+        stream.end()
+        frontend.until(lambda: len(frontend.requester.submitted) > before + MAX_HELD_NBYTES // len(data))
+        time.sleep(0.1)  # nothing more happens
+        assert len(frontend.requester.submitted) <= before + 2 + MAX_HELD_NBYTES // len(data)
+        frontend.do(frontend.requester.finish_held)
+        stream.answer()
+        assert [len(stream.answer().infer_response.raw_output_contents[0]) for _ in range(30)] == [len(data)] * 30
         assert stream.status() == ("OK", "")
 
 

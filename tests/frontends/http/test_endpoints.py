@@ -276,6 +276,8 @@ PATHS = {
     Endpoint.LOG_SETTINGS: "/v2/logging",
     Endpoint.GENERATE: "/v2/models/simple/generate",
     Endpoint.GENERATE_STREAM: "/v2/models/simple/generate_stream",
+    Endpoint.DOCS: "/v2/docs",
+    Endpoint.OPENAPI: "/v2/docs/openapi.json",
 }
 
 

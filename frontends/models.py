@@ -218,6 +218,10 @@ def parse_version(text: str) -> int:
     """Raises ``InvalidArgument`` for what is not a string of decimal digits."""
     if text.isascii() and text.isdigit() and len(text) <= _MAX_VERSION_DIGITS:
         return int(text)
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and digits is not text and len(digits) <= _MAX_VERSION_DIGITS:
+        raise InvalidArgument(f"invalid model version specified '{text}' , version should be an integral value > 0")
     raise InvalidArgument(
-        f"failed to get model version from specified version string '{text}', version should be an integral value > 0"
+        f"failed to get model version from specified version string '{text}' (details: stol), version should be an "
+        "integral value > 0"
     )

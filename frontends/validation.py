@@ -162,7 +162,9 @@ def _duplicates(model: ReadyModel, call: InferenceCall) -> str:
 def _outputs(model: ReadyModel, call: InferenceCall) -> str:
     unexpected = [name for name in call.outputs if name not in model.output_names]
     unexpected += [name for name in call.targets if name not in (call.outputs or model.output_names)]
-    return f"unexpected inference output '{unexpected[0]}' for model '{model.name}'" if unexpected else ""
+    if unexpected:
+        raise _unexpected("output", unexpected[0], model)
+    return ""
 
 
 def _input_set(model: ReadyModel, call: InferenceCall) -> str:
@@ -190,7 +192,7 @@ def _batch(model: ReadyModel, call: InferenceCall) -> str:
     batch_size = None
     for tensor in call.inputs:
         if tensor.name not in model.inputs:
-            return _unexpected_input(model, tensor)
+            raise _unexpected("input", tensor.name, model)
         if not tensor.shape:
             return f"input '{tensor.name}' has no shape but model requires batch dimension for '{model.name}'"
         if batch_size is None:
@@ -210,7 +212,7 @@ def _each_input(model: ReadyModel, call: InferenceCall) -> str:
     for tensor in call.inputs:
         rule = model.inputs.get(tensor.name)
         if rule is None:
-            return _unexpected_input(model, tensor)
+            raise _unexpected("input", tensor.name, model)
         if tensor.datatype != rule.datatype:
             return (
                 f"inference input '{tensor.name}' data-type is '{tensor.datatype}', but model '{model.name}' expects "
@@ -264,8 +266,9 @@ def _sizes(model: ReadyModel, call: InferenceCall) -> str:
     return ""
 
 
-def _unexpected_input(model: ReadyModel, tensor: TensorInput) -> str:
-    return f"unexpected inference input '{tensor.name}' for model '{model.name}'"
+def _unexpected(kind: str, name: str, model: ReadyModel) -> InvalidArgument:
+    """Triton looks names up in the model, which does not know the request's id."""
+    return InvalidArgument(f"unexpected inference {kind} '{name}' for model '{model.name}'")
 
 
 def _name_list(names: list[str]) -> str:

@@ -27,10 +27,11 @@ class Difference(NamedTuple):
         )
 
 
-def shown(status: object, body: Any) -> str:
-    """``status`` and a JSON body, on one line."""
-    text = body if isinstance(body, str) else json.dumps(body, separators=(",", ":"), ensure_ascii=False)
-    return normalised(f"{status} {text}")
+def shown(status: object, body: Any, any_order: bool = False) -> str:
+    """``status`` and a JSON body, on one line; with its members sorted where their order says nothing."""
+    if not isinstance(body, str):
+        body = json.dumps(body, separators=(",", ":"), ensure_ascii=False, sort_keys=any_order)
+    return normalised(f"{status} {body}")
 
 
 def normalised(text: str) -> str:

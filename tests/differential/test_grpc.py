@@ -26,7 +26,7 @@ def ask(channel: grpc.Channel, case: GrpcCase) -> str:
         response = call(case.request, timeout=20)
     except grpc.RpcError as error:
         return shown(error.code().name, error.details() or "")
-    return shown("OK", json_format.MessageToDict(response, preserving_proto_field_name=True))
+    return shown("OK", json_format.MessageToDict(response, preserving_proto_field_name=True), any_order=True)
 
 
 def compare(both: Both, cases: Iterable[GrpcCase], differences: Sequence[Difference]) -> None:

@@ -14,10 +14,12 @@ from tests.differential.outcomes import Comparison, Difference, shown
 
 pytestmark = pytest.mark.timeout(240)
 
+_ANSWER_TIMEOUT_S = 5
+
 
 def ask(port: int, case: HttpCase) -> str:
     """Status, what the headers say of the body, and the body: JSON without regard to spaces, blobs as they are."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT_S)
     try:
         headers = {"Content-Length": "0"} if case.body is None and case.method == "POST" else {}
         connection.request(case.method, case.path, case.body, {**headers, **dict(case.headers)})

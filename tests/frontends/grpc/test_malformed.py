@@ -121,6 +121,11 @@ CASES = {
         changed(lambda r: setattr(r.inputs[0], "name", "X")),
         "unexpected inference input 'X' for model 'simple'",
     ),
+    "unknown datatype": (
+        changed(lambda r: setattr(r.inputs[0], "datatype", "FOO")),
+        "[request id: <id_unknown>] inference input 'INPUT0' data-type is '<invalid>', but model 'simple' expects "
+        "'INT32'",
+    ),
     "unknown output": (
         changed(lambda r: r.outputs.add(name="X")),
         "unexpected inference output 'X' for model 'simple'",
@@ -131,7 +136,8 @@ CASES = {
     ),
     "version": (
         changed(lambda r: setattr(r, "model_version", "x")),
-        "failed to get model version from specified version string 'x' (details: stol), version should be an integral value > 0",
+        "failed to get model version from specified version string 'x' (details: stol), version should be an "
+        "integral value > 0",
     ),
     "sequence_id": (
         with_parameter("sequence_id", "bool_param", True),

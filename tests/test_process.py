@@ -103,6 +103,31 @@ def test_a_traceback_stays_in_its_event() -> None:
     assert line.split()[1] == "E"
 
 
+def test_what_is_logged_changes_while_a_process_runs() -> None:
+    lines = """
+import logging
+from conch.messages import LogSettings
+from conch.process import begin, set_logging
+from conch.settings import Settings
+
+set_logging(LogSettings(info=False))  # nothing was set up yet
+begin(Settings())
+for number, log in enumerate((None, LogSettings(warning=False, verbose_level=1, format="ISO8601"), LogSettings())):
+    if log is not None:
+        set_logging(log)
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logging.getLogger("conch.x").log(level, "%s %s", number, logging.getLevelName(level))
+        logging.getLogger("other").debug("never")
+"""
+    done = subprocess.run([sys.executable, "-c", lines], stderr=subprocess.PIPE, text=True, timeout=20, check=True)
+    shown = [(line[4:5] == "-", json.loads(line.partition("] ")[2])) for line in done.stderr.splitlines()]
+    assert shown == [
+        *((False, text) for text in ("0 INFO", "0 WARNING", "0 ERROR")),
+        *((True, text) for text in ("1 DEBUG", "1 INFO", "1 ERROR")),
+        *((False, text) for text in ("2 INFO", "2 WARNING", "2 ERROR")),
+    ]
+
+
 def test_stop_signals_wake_a_poll_and_are_counted() -> None:
     signals = StopSignals()
     try:

@@ -89,9 +89,13 @@ class HttpApplication:
     def answer(self, request: Request) -> Reply | Pending:
         if self._verbose:
             logger.debug("HTTP request: %s %s", request.method.decode(), request.target.decode("latin-1"))
-        match = self._admit(request)
-        if isinstance(match, Reply):
-            return match
+        match = resolve(request.target)
+        if match is None or self._restricts or request.method not in match.methods:
+            # otherwise there is nothing to ask, and a call saved
+            admitted = self._admit(request)
+            if isinstance(admitted, Reply):
+                return admitted
+            match = admitted
         try:
             if match.endpoint is _INFER:
                 return self._infer(request, match)

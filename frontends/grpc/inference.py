@@ -27,6 +27,7 @@ _TYPED: Final = {
     "fp64_contents": (np.dtype("<f8"), ("FP64",)),
     "bytes_contents": (np.dtype(np.object_), ("BYTES",)),
 }
+_DATATYPES: Final = frozenset({*STORAGE_DTYPES, "BYTES"})
 #: Triton's name for a datatype that there is not
 _NO_DATATYPE: Final = "<invalid>"
 #: protobuf's limit for a message, less what is around the tensors
@@ -58,6 +59,8 @@ def decode(
     position = 0
     for tensor in inputs:
         name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+        if datatype not in _DATATYPES:
+            datatype = _NO_DATATYPE
         data: bytes | memoryview
         place = place_of(tensor) if tensor.parameters else None
         if place is not None:
@@ -74,7 +77,7 @@ def decode(
                     f"contents field must not be specified when using raw_input_contents for '{name}' for model "
                     f"'{model.name}'"
                 )
-            data = _typed(tensor, model.name)
+            data = _typed(tensor, datatype, model.name)
         elif position < len(blobs):
             data = blobs[position]
             position += 1
@@ -107,18 +110,16 @@ def _take_outputs(outputs: Any, call: InferenceCall, regions: RegionTableView) -
     return classes
 
 
-def _typed(tensor: Any, model_name: str) -> bytes:
+def _typed(tensor: Any, datatype: str, model_name: str) -> bytes:
     """Wire bytes of an input's typed ``contents``."""
     data = b""
-    datatype = tensor.datatype
     # in order of the fields' numbers, which is Triton's
     for field, values in tensor.contents.ListFields():
         dtype, datatypes = _TYPED[field.name]
         if data:
             raise _unexpected(tensor.name, model_name, ", binary data was already supplied.")
         if datatype not in datatypes:
-            known = datatype if datatype in STORAGE_DTYPES or datatype == "BYTES" else _NO_DATATYPE
-            raise _unexpected(tensor.name, model_name, f" of type '{datatypes[-1]}', expected datatype '{known}'")
+            raise _unexpected(tensor.name, model_name, f" of type '{datatypes[-1]}', expected datatype '{datatype}'")
         if datatype == "BYTES":
             data = pack(values)
             continue

@@ -178,7 +178,7 @@ def initial_trace(trace_config: tuple[str, ...]) -> TraceSettings:
                     raise InvalidArgument(f"--trace-config: invalid value for trace level option: {value}")
                 levels.append(_FLAG_LEVELS[value.lower()])
             case "", ("rate" | "count"):
-                fields[name] = _number(name, value)
+                fields[name] = _flag_number(name, value)
             case "", "mode":
                 if value.lower() not in ("triton", "opentelemetry"):
                     raise InvalidArgument(f"--trace-config: invalid value for trace mode option: {value}")
@@ -186,6 +186,13 @@ def initial_trace(trace_config: tuple[str, ...]) -> TraceSettings:
             case "triton", "file":
                 fields["file"] = value
             case "triton", "log-frequency":
-                fields["log_frequency"] = _number("log_frequency", value)
+                fields["log_frequency"] = _flag_number("log_frequency", value)
     level = ("OFF",) if "OFF" in levels else tuple(known for known in _LEVELS if known in levels)
     return msgspec.structs.replace(TraceSettings(), **fields, level=level or ("OFF",))
+
+
+def _flag_number(field: str, text: str) -> int:
+    try:
+        return _number(field, text)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"--trace-config: {error.message}") from None

@@ -42,12 +42,12 @@ async def serve(settings: Settings) -> bool:
         max_inflight=settings.max_inflight,
     )
     requester.on_table = lambda table: loaded.set() if table.server != "starting" else None
+    application = HttpApplication(requester, settings)  # before anything waits: it refuses bad settings
     await requester.start()
     try:
         await _first(loaded, stop)
         if stop.is_set():
             return True
-        application = HttpApplication(requester, settings)
         listen(listener)
         engine = Engine(application, _limits(settings), keep_headers=application.forwards_headers)
         await engine.listen(listener, tls)

@@ -61,7 +61,7 @@ class TestLookup:
 
     @pytest.mark.parametrize("version", ["x", "-1", "1.0", "1_0", " 1", "1" * 30, "\u0661", "1\n"])
     def test_version_that_is_no_number(self, version: str) -> None:
-        with pytest.raises(InvalidArgument, match="failed to get model version from specified version string"):
+        with pytest.raises(InvalidArgument, match="version should be an integral value > 0"):
             view(entry()).lookup("simple", version)
 
     def test_before_the_first_table(self) -> None:

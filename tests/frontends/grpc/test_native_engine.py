@@ -49,6 +49,6 @@ def test_it_has_no_tls() -> None:
 @pytest.mark.asyncio
 async def test_deflate_is_refused_and_the_text_says_so() -> None:
     async with Serving("native") as serving:
-        code, text = await serving.ask("Say", b"x", compression=grpc.Compression.Deflate)  # type: ignore[misc]
+        code, text = await serving.ask("Say", b"x", compression=grpc.Compression.Deflate)
         assert code == "UNIMPLEMENTED"
         assert "deflate" in str(text)

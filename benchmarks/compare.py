@@ -145,15 +145,16 @@ def run(options: argparse.Namespace, work: Path) -> list[str]:
     models.write_python_models(work / "models")
     onnx_file = models.write_classifier(work / "classifier")
     with running_servers(work / "models", work / "classifier", given) as running:
-        lines = [describe(length, running), "", header("Triton")]
-        for case in add_sub_cases() + identity_cases():
-            if options.only in case.name:
-                lines.append(row(case, take_turns(case, running, length), "Triton"))
-                print(lines[-1], file=sys.stderr)
-        lines += ["", header(BARE)]
-        for case in classifier_cases():
-            if options.only in case.name:
-                lines.append(row(case, take_turns(case, [running[0], onnx_file], length), BARE))
+        lines = [describe(length, running)]
+        comparisons: list[tuple[list[Case], Sequence[Server | Path], str]] = [
+            (add_sub_cases() + identity_cases(), running, "Triton"),
+            (classifier_cases(), [running[0], onnx_file], BARE),
+        ]
+        for cases, rivals, name in comparisons:
+            chosen = [case for case in cases if options.only in case.name]
+            lines += ["", header(name)] if chosen else []
+            for case in chosen:
+                lines.append(row(case, take_turns(case, rivals, length), name))
                 print(lines[-1], file=sys.stderr)
     return lines
 

@@ -22,6 +22,10 @@ ANY_STABILITY = 999
 #: what it may take beyond its windows: starting, installing itself on its first call, preparing data
 GRACE_S = 120
 
+#: what it says when a window ended before a request did; then the windows are stretched by these factors
+TOO_SHORT = ("Please use a larger time window", "Please try to increase the --measurement-interval")
+STRETCHES = (1, 3, 9)
+
 SERVER_PARTS = ("Server Queue", "Server Compute Input", "Server Compute Infer", "Server Compute Output")
 
 
@@ -60,23 +64,36 @@ def command() -> list[str]:
 
 
 def run(model: str, protocol: str, address: str, arguments: Sequence[str], seconds: float) -> list[Report]:
-    """One report for every level of load that ``arguments`` name; each takes ``seconds``. ``protocol``: http or grpc.
+    """One report for every level of load that ``arguments`` name. ``protocol``: http or grpc.
 
-    Raises ``LoadFailed`` with what it printed unless it ends well, which it does only if every request succeeded.
+    Each level takes ``seconds``, and more only where so few requests are done that a window has none. Raises
+    ``LoadFailed`` with what it printed unless it ends well, which it does only if every request succeeded.
     """
+    words = [*command(), "-m", model, "-u", address, "-i", protocol, *arguments]
+    for stretch in STRETCHES:
+        reports, output = _run(words, seconds * stretch)
+        if reports or not any(complaint in output for complaint in TOO_SHORT):
+            break
+    if not reports:
+        raise LoadFailed(f"{shlex.join(words)}:\n{output[-2000:]}")
+    return reports
+
+
+def _run(words: Sequence[str], seconds: float) -> tuple[list[Report], str]:
+    """What it measured, nothing if it failed, and what it printed."""
     with tempfile.NamedTemporaryFile(suffix=".csv") as file:
-        words = [
-            *(*command(), "-m", model, "-u", address, "-i", protocol, "--verbose-csv", "-f", file.name),
-            *("-p", str(round(seconds / WINDOWS * 1000)), "-r", str(WINDOWS), "-s", str(ANY_STABILITY), *arguments),
-        ]
+        windows = ["-p", str(round(seconds / WINDOWS * 1000)), "-r", str(WINDOWS), "-s", str(ANY_STABILITY)]
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=10 * seconds + GRACE_S)
+            done = subprocess.run(
+                [*words, "--verbose-csv", "-f", file.name, *windows],
+                capture_output=True,
+                text=True,
+                timeout=10 * seconds + GRACE_S,
+            )
         except subprocess.TimeoutExpired:
             raise LoadFailed(f"perf_analyzer hangs: {shlex.join(words)}") from None
         except FileNotFoundError as error:
             raise LoadFailed(f"no perf_analyzer: {error}. Name the command in $PERF_ANALYZER") from None
         with Path(file.name).open(newline="") as rows:
             reports = [Report.of_row(row) for row in csv.DictReader(rows)]
-    if done.returncode != 0 or not reports:
-        raise LoadFailed(f"{shlex.join(words)}: exit status {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
-    return reports
+    return reports if done.returncode == 0 else [], done.stdout + done.stderr

@@ -31,6 +31,8 @@ words = sys.argv[1:]
 assert words[:6] == ["-m", "simple", "-u", "localhost:1", "-i", "grpc"], words
 if "--fail" in words:
     sys.exit("no such model")
+if "--slow" in words and float(words[words.index("-p") + 1]) < 2000:
+    sys.exit("No valid requests recorded within time interval. Please use a larger time window.")
 with open(words[words.index("-f") + 1], "w") as file:
     file.write("{COLUMNS}\\n1,100.5,50,20,100,30,380,500,600,400\\n4,200,60,20,110,30,480,600,700,500\\n")
 """
@@ -46,6 +48,12 @@ def test_reports(stand_in: None) -> None:
     first, second = perf_analyzer.run("simple", "grpc", "localhost:1", [], 3)
     assert first == Report(100.5, 400e-6, 380e-6, 600e-6, (50e-6, 20e-6, 100e-6, 30e-6))
     assert second.inferences_per_s == 200
+
+
+def test_longer_windows_for_slow_requests(stand_in: None) -> None:
+    assert len(perf_analyzer.run("simple", "grpc", "localhost:1", ["--slow"], 1)) == 2
+    with pytest.raises(LoadFailed, match="larger time window"):
+        perf_analyzer.run("simple", "grpc", "localhost:1", ["--slow"], 0.1)
 
 
 def test_failure(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,12 @@ def wait_for(server: Server, condition: Callable[[], bool], timeout_s: float = R
         time.sleep(0.01)
 
 
+def wait_for_starts(server: Server, name: str, count: int) -> None:
+    """Until this HTTP frontend listens for the ``count``-th time."""
+    log = RunDir(server.run_dir).logs / f"{name}.log"
+    wait_for(server, lambda: log.read_text().count("Started HTTPService") == count)
+
+
 @pytest.mark.timeout(60)
 def test_broker_killed_under_load(serve: Serve, simple_repository: Path) -> None:
     """Requests wait, and all are answered by the next broker; the model is not loaded again."""
@@ -108,8 +114,7 @@ def test_one_of_two_frontends_killed(serve: Serve, simple_repository: Path) -> N
             assert server.request("POST", SIMPLE, request())[0] == 200
         for _ in range(20):
             assert server.request("POST", SIMPLE, request())[0] == 200
-        log = RunDir(server.run_dir).logs / f"{name}.log"
-        wait_for(server, lambda log=log: log.read_text().count("Started HTTPService") == 2)
+        wait_for_starts(server, name, 2)
 
 
 @pytest.mark.timeout(60)

@@ -47,7 +47,8 @@ def examples_folder(client: Path | None, work: Path) -> Path:
     if client is None:
         client = work / "client"
         print(f"Getting {UPSTREAM} ...", file=sys.stderr)
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", UPSTREAM, str(client)], check=True, timeout=300)
+        if subprocess.run(["git", "clone", "--quiet", "--depth=1", UPSTREAM, str(client)], timeout=300).returncode != 0:
+            sys.exit("It cannot be cloned from here: name a checkout with --client")
     folder = client / "src" / "python" / "examples"
     if not folder.is_dir():
         sys.exit(f"{client} is no checkout of {UPSTREAM}: it has no src/python/examples")

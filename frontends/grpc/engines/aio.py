@@ -22,6 +22,8 @@ logger = logging.getLogger("conch.frontends.grpc.engines.aio")
 _MAX_MESSAGE_NBYTES: Final = 2**31 - 1
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _BUG: Final = Failure(INTERNAL, "internal error")
+#: how often it is looked whether gRPC's server is still there
+_LOOK_S: Final = 0.1
 #: levels as Triton's flag has them: gRPC's Python API knows algorithms only
 _COMPRESSIONS: Final = {
     "none": None,
@@ -32,14 +34,22 @@ _COMPRESSIONS: Final = {
 
 
 class AioEngine:
-    """Implements ``frontends.grpc.exchange.Engine``."""
+    """Implements ``frontends.grpc.exchange.Engine``.
+
+    One client that names a method in bytes that are no UTF-8 ends ``grpc.aio``'s server: it goes on with the RPCs that
+    it has and takes no more. So it is watched, and another one takes its place.
+    """
 
     def __init__(self, application: Application, settings: Settings) -> None:
         self._application = application
         self._compression = _COMPRESSIONS[settings.grpc_infer_response_compression_level]
         self._credentials = credentials(settings)
-        self._server = grpc.aio.server(options=options(settings))
-        self._server.add_generic_rpc_handlers((_Handlers(application, self._unary, self._stream),))
+        self._options = options(settings)
+        self._handlers = _Handlers(application, self._unary, self._stream)
+        self._server: grpc.aio.Server | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        #: how often another server has taken the place of one that had ended
+        self.replaced = 0
 
     async def listen(self, listener: socket.socket) -> None:
         host, port = listener.getsockname()[:2]
@@ -53,14 +63,38 @@ class AioEngine:
 
     async def listen_at(self, address: str) -> None:
         """``address`` as gRPC writes it. Raises ``RuntimeError`` when it cannot be had."""
-        if self._credentials is None:
-            self._server.add_insecure_port(address)
-        else:
-            self._server.add_secure_port(address, self._credentials)
-        await self._server.start()
+        self._server = await self._serve(address)
+        self._watcher = asyncio.ensure_future(self._watch(address))
 
     async def close(self, grace_s: float) -> None:
-        await self._server.stop(grace_s)
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._server is not None:
+            await self._server.stop(grace_s)
+
+    async def _serve(self, address: str) -> grpc.aio.Server:
+        server = grpc.aio.server(options=self._options)
+        server.add_generic_rpc_handlers((self._handlers,))
+        if self._credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, self._credentials)
+        await server.start()
+        return server
+
+    async def _watch(self, address: str) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            # there is no public way to ask: wait_for_termination waits for the last RPC as well
+            if self._server is None or self._server._server.is_running():
+                continue
+            try:
+                self._server = await self._serve(address)
+            except RuntimeError as error:
+                logger.error("gRPC's server has ended, and no other can begin: %s", error)
+            else:
+                self.replaced += 1
+                logger.warning("gRPC's server has ended; another one serves now")
 
     # ------------------------------------------------------------------------------------------------------- handlers
 

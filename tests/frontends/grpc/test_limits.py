@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from conch.settings import Settings
 from frontends.grpc.engines.aio import options
-from tests.frontends.grpc.conftest import EngineName
-from tests.frontends.grpc.support import Frontend, Refused, add_input, pb, refusal, simple_request, sums
+from tests.frontends.grpc.support import EngineName, Frontend, Refused, add_input, pb, refusal, simple_request, sums
 
 GOOD = simple_request(id="id").SerializeToString()
 UNARY = ("ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "LogSettings", "TraceSetting")

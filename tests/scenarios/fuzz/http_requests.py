@@ -192,6 +192,11 @@ def changed_cases(draw: st.DrawFn) -> Sent:
 
 # -------------------------------------------------------------------------------------------------------- on the wire
 
+_ODD_LINES = (
+    *(b": x\r\n", b"a\r\n", b"a: b\n", b" folded\r\n", b"a:\0\r\n", b"\xff: \xfe\r\n", b"H: v\r\n" * 200),
+    *(b"Connection: close\r\n", b"Upgrade: h2c\r\nConnection: Upgrade\r\n", b"Long: " + b"x" * 70000 + b"\r\n"),
+)
+
 
 def _target(draw: st.DrawFn, path: str) -> bytes:
     target = path.encode()
@@ -236,7 +241,7 @@ def _framed(draw: st.DrawFn, body: bytes) -> bytes:
 
 
 def _chunks(draw: st.DrawFn, body: bytes) -> list[bytes]:
-    pieces = []
+    pieces: list[bytes] = []
     while body and len(pieces) < 20:
         nbytes = draw(st.integers(1, max(1, len(body))))
         more = draw(st.sampled_from([b"", b"", b";a=b", b" ", b";" + b"x" * 200]))
@@ -260,12 +265,7 @@ def on_the_wire(draw: st.DrawFn) -> bytes:
         for name, value in sent.headers:
             data += b"%b: %b\r\n" % (name.encode(), value.encode("utf-8", "replace"))
         if draw(st.integers(0, 4)) == 0:
-            data += draw(
-                st.sampled_from(
-                    [b": x\r\n", b"a\r\n", b"a: b\n", b" folded\r\n", b"a:\0\r\n", b"\xff: \xfe\r\n", b"H: v\r\n" * 200,
-                     b"Connection: close\r\n", b"Upgrade: h2c\r\nConnection: Upgrade\r\n", b"Long: " + b"x" * 70000 + b"\r\n"]
-                )
-            )  # fmt: skip
+            data += draw(st.sampled_from(_ODD_LINES))
         data += _framed(draw, sent.body)
     if draw(st.integers(0, 2)) == 0:
         data = draw(damaged(data))

@@ -1,13 +1,12 @@
 """How much is fuzzed.
 
-By default a few hundred examples, always the same ones, within a time bound. ``CONCH_FUZZ_EXAMPLES=N`` asks for N others
-in every test, without a bound: ``scripts/fuzz`` does that in a loop.
+By default a few hundred examples, always the same ones, within a time bound. ``CONCH_FUZZ_EXAMPLES=N`` asks for N
+others in every test, without a bound: ``scripts/fuzz`` does that in a loop.
 """
 
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity
@@ -46,9 +45,3 @@ class Bound:
     @property
     def over(self) -> bool:
         return not IS_LONG and time.monotonic() > self._until
-
-
-def counted(answers: dict[Any, int]) -> str:
-    """What was answered how often, most often first: shown when a test fails, or with ``pytest -s``."""
-    ordered = sorted(answers.items(), key=lambda item: -item[1])
-    return ", ".join(f"{answer}: {count}" for answer, count in ordered)

@@ -68,7 +68,7 @@ def mutated(draw: st.DrawFn, document: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(document))
         if not places or draw(st.integers(0, 40)) == 0:
-            document = draw(JSON_VALUES)
+            document = copy.deepcopy(draw(JSON_VALUES))
             continue
         path = draw(st.sampled_from(places))
         holder = document
@@ -77,7 +77,7 @@ def mutated(draw: st.DrawFn, document: Any) -> Any:
         step = path[-1]
         match draw(st.sampled_from(["replace", "replace", "replace", "remove", "double", "wrap", "rename", "swap"])):
             case "replace":
-                holder[step] = draw(JSON_VALUES)
+                holder[step] = copy.deepcopy(draw(JSON_VALUES))
             case "remove":
                 del holder[step]
             case "double" if isinstance(holder, list):

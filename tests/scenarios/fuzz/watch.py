@@ -18,7 +18,7 @@ from tests.scenarios.malformed_cases import NUMBERS, SIMPLE, request
 
 #: a frontend's arena, as small as it may be
 ARENA_NBYTES = 1 << 20
-#: the largest tensor of a request, which may be as large as the arena: a few blocks that nobody frees, and it fits no more
+#: the largest tensor: a request may be as large as the arena. A few blocks that nobody frees, and it fits no more
 LARGEST_NBYTES = ARENA_NBYTES - 192
 
 INFER = SERVICE + "ModelInfer"

@@ -8,17 +8,22 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
 from conch.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from conch.forwarding import HeaderForwarding
+    from conch.restrictions import Restrictions
 
 PREFIX = "CONCH_"
 _GIB = 1024**3
 #: fields whose flag has another name, as Triton calls it
 _FLAG_NAMES = {"server_id": "id"}
 
+Protocol = Literal["http", "grpc"]
 ControlMode = Literal["none", "poll", "explicit"]
 
 
@@ -144,7 +149,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                         f"--{other}-port and --{endpoint}-port are both {port}; "
                         f"they must differ, unless there is --allow-{endpoint}=false"
                     )
-        for protocol in ("http", "grpc"):
+        for protocol in get_args(Protocol):
             self._check_certificates(protocol)
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
@@ -161,6 +166,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             name, _, value = setting.partition("=")
             if not name or not value or "," in name:
                 raise InvalidArgument(f"--metrics-config '{setting}' is not of the form <setting>=<value>")
+        for protocol in get_args(Protocol):
+            self.restrictions(protocol)
+            self.forwarding(protocol)
 
     def _check_certificates(self, protocol: str) -> None:
         mutual = getattr(self, f"{protocol}_use_ssl_mutual")
@@ -170,6 +178,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if not getattr(self, f"{protocol}_{name}"):
                 wanted_by = f"--{protocol}-use-ssl{'-mutual' if mutual else ''}"
                 raise InvalidArgument(f"{wanted_by} needs --{flag_name(f'{protocol}_{name}')}, the path of a PEM file")
+
+    def restrictions(self, protocol: Protocol) -> "Restrictions":
+        """Which parts of the API only callers with a certain header may use. Raises ``InvalidArgument``."""
+        from conch.restrictions import Restrictions  # every process imports this module, and few ask this
+
+        if protocol == "http":
+            return Restrictions.parse(self.http_restricted_api, "http-restricted-api")
+        return Restrictions.parse(self.grpc_restricted_protocol, "grpc-restricted-protocol", "triton-grpc-protocol-")
+
+    def forwarding(self, protocol: Protocol) -> "HeaderForwarding":
+        """Which of a caller's headers become parameters. Raises ``InvalidArgument``."""
+        from conch.forwarding import HeaderForwarding
+
+        pattern = self.http_header_forward_pattern if protocol == "http" else self.grpc_header_forward_pattern
+        return HeaderForwarding(pattern, f"{protocol}-header-forward-pattern")
 
     def endpoints(self) -> list[tuple[str, str, int]]:
         """Those that are on: ``http``, ``grpc`` or ``metrics``, address and port."""

@@ -7,8 +7,8 @@ from conch.errors import InvalidArgument
 
 
 def checked_context(protocol: str, certificate: str, key: str, root: str | None) -> ssl.SSLContext:
-    """``protocol`` is what these files' flags begin with. With a ``root``, clients must have a certificate signed by it.
-    Raises ``InvalidArgument`` for files that do not serve."""
+    """``protocol`` is what these files' flags begin with. With a ``root``, clients must have a certificate that it
+    signed. Raises ``InvalidArgument`` for files that do not serve."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _read(f"--{protocol}-server-cert", certificate)

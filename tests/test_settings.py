@@ -130,3 +130,18 @@ def test_without_a_runtime_directory_the_default_is_still_ours_alone() -> None:
     parent = path.parent if path.parent.exists() else path.parent.parent
     assert stat.S_ISDIR(parent.stat().st_mode)
     assert str(os.geteuid()) in str(path) or os.geteuid() == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("CONCH_HTTP_RESTRICTED_API", "helth:key=value", "unknown restricted api 'helth'"),
+        ("CONCH_GRPC_RESTRICTED_PROTOCOL", "health", "--grpc-restricted-protocol option format is"),
+        ("CONCH_HTTP_HEADER_FORWARD_PATTERN", "(", "is not a regular expression"),
+        ("CONCH_GRPC_HEADER_FORWARD_PATTERN", "[", "is not a regular expression"),
+    ],
+)
+def test_access_that_cannot_be_understood(variable: str, value: str, text: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        Settings.from_environ({variable: value})
+    assert text in raised.value.message

@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
+from conch.categories import Category
 from conch.errors import ConchError, Unsupported
 from conch.settings import Settings
-from frontends.categories import Category
-from frontends.forwarding import HeaderForwarding
 from frontends.grpc.calls import SERVICE, AskedLike, CountedPending, RequesterLike, Rpc, Traffic
 from frontends.grpc.codec import split_request
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
@@ -25,7 +24,6 @@ from frontends.grpc.streams import InferStream, check_streamable
 from frontends.inference import InferenceResult, Outcome
 from frontends.metadata import server_metadata
 from frontends.models import ReadyModel
-from frontends.restrictions import Restrictions
 
 logger = logging.getLogger("conch.frontends.grpc.application")
 
@@ -70,10 +68,8 @@ class GrpcApplication:
         self.traffic = Traffic()
         self._requester = requester
         self._models = requester.models
-        self._restrictions = Restrictions.parse(
-            settings.grpc_restricted_protocol, "grpc-restricted-protocol", "triton-grpc-protocol-"
-        )
-        self._forwarding = HeaderForwarding(settings.grpc_header_forward_pattern, "grpc-header-forward-pattern")
+        self._restrictions = settings.restrictions("grpc")
+        self._forwarding = settings.forwarding("grpc")
         about = MetadataRpcs(requester, server_metadata(settings), settings.strict_readiness)
         self._rpcs: dict[str, Rpc] = {
             INFER: Rpc(Category.INFERENCE, self._infer),

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
+from conch.categories import Category
 from conch.messages import ServerSettings
-from frontends.categories import Category
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
 from frontends.grpc.exchange import Call, Failure, Pending, Reply
 from frontends.inference import InferenceCall, Outcome

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from frontends.categories import Category
+from conch.categories import Category
 from frontends.grpc.calls import Rpc
 from frontends.grpc.exchange import Call, Reply
 

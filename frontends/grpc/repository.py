@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from conch.categories import Category
 from conch.errors import InvalidArgument, Unsupported
 from conch.messages import LoadModel, UnloadModel
 from frontends import metadata
-from frontends.categories import Category
 from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary, unary_later
 from frontends.grpc.codec import service_pb2 as pb
 

@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
+from conch.categories import Category
 from conch.errors import InvalidArgument, Unsupported
 from conch.messages import LogSettings, TraceSettings, UpdateLogSettings, UpdateTraceSettings
-from frontends.categories import Category
 from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary_later
 from frontends.grpc.codec import service_pb2 as pb
 from frontends.server_settings import (

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from conch.categories import Category
 from conch.errors import Unsupported
 from conch.messages import RegisterCudaRegion, RegisterRegion, UnregisterRegions
-from frontends.categories import Category
 from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary, unary_later
 from frontends.grpc.codec import service_pb2 as pb
 

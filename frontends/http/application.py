@@ -7,7 +7,6 @@ from typing import Final
 from conch.errors import ConchError, Forbidden, InvalidArgument, Unsupported
 from conch.messages import ServerSettings
 from conch.settings import Settings
-from frontends.forwarding import HeaderForwarding
 from frontends.http.calls import AskedLike, RequesterLike
 from frontends.http.compression import Compression
 from frontends.http.docs_page import DocsEndpoints
@@ -24,7 +23,6 @@ from frontends.http.server_settings import SettingsEndpoints
 from frontends.http.shared_memory import SharedMemoryEndpoints
 from frontends.inference import InferenceCall, InferenceResult, Outcome
 from frontends.models import ReadyModel
-from frontends.restrictions import Restrictions
 
 logger = logging.getLogger("conch.frontends.http.application")
 
@@ -74,9 +72,9 @@ class HttpApplication:
         self._models = requester.models
         self._regions = requester.regions
         self._max_input_nbytes = settings.http_max_input_size
-        self._restrictions = Restrictions.parse(settings.http_restricted_api, "http-restricted-api")
+        self._restrictions = settings.restrictions("http")
         self._restricts = bool(self._restrictions)
-        self._forwarding = HeaderForwarding(settings.http_header_forward_pattern, "http-header-forward-pattern")
+        self._forwarding = settings.forwarding("http")
         self.forwards_headers = bool(self._forwarding)
         self._compression = Compression(settings.http_max_input_size)
         self._verbose = logger.isEnabledFor(logging.DEBUG)

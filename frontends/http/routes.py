@@ -9,7 +9,7 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from frontends.categories import Category
+from conch.categories import Category
 
 
 class Endpoint(enum.Enum):

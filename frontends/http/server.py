@@ -42,7 +42,7 @@ async def serve(settings: Settings) -> bool:
         max_inflight=settings.max_inflight,
     )
     requester.on_table = lambda table: loaded.set() if table.server != "starting" else None
-    application = HttpApplication(requester, settings)  # before anything waits: it refuses bad settings
+    application = HttpApplication(requester, settings)
     await requester.start()
     try:
         await _first(loaded, stop)

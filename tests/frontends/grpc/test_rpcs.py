@@ -2,9 +2,9 @@
 
 import pytest
 
+from conch.categories import Category
 from conch.errors import InvalidArgument
 from conch.settings import Settings
-from frontends.categories import Category
 from frontends.grpc.application import GrpcApplication
 from frontends.grpc.health import CHECK
 from tests.frontends.fakes import on_uvloop

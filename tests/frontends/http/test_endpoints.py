@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from conch import errors
+from conch.categories import Category
 from conch.messages import (
     AskStatistics,
     BatchStatistics,
@@ -16,7 +17,6 @@ from conch.messages import (
     ModelStatistics,
     UnloadModel,
 )
-from frontends.categories import Category
 from frontends.http.errors import STATUSES, reply_to, status_of
 from frontends.http.routes import ROUTES, Endpoint, resolve
 from tests.frontends.http.support import Frontend, table

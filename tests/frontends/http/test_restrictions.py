@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from conch.categories import Category
 from conch.errors import InvalidArgument
 from conch.settings import Settings
-from frontends.categories import Category
 from frontends.http.application import HttpApplication
 from frontends.http.routes import ROUTES
 from tests.frontends.http.support import Frontend, StubRequester, read_response, simple_request

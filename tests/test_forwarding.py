@@ -1,7 +1,7 @@
 import pytest
 
 from conch.errors import InvalidArgument
-from frontends.forwarding import HeaderForwarding
+from conch.forwarding import HeaderForwarding
 
 FLAG = "http-header-forward-pattern"
 

@@ -4,8 +4,8 @@ import hmac
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from conch.categories import Category
 from conch.errors import Forbidden, InvalidArgument
-from frontends.categories import Category
 
 #: how a category is called by the flag, and how its error calls the API
 _WORDS = {"api": "API", "protocol": "protocol"}

@@ -1,8 +1,8 @@
 import pytest
 
+from conch.categories import Category
 from conch.errors import Forbidden, InvalidArgument
-from frontends.categories import Category
-from frontends.restrictions import Restrictions
+from conch.restrictions import Restrictions
 
 HTTP = "http-restricted-api"
 GRPC = "grpc-restricted-protocol"

@@ -23,7 +23,7 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\n"), min_siz
     metrics_port=st.just(70000),
     allow_metrics=st.just(False),
     allow_grpc=st.just(False),
-    http_restricted_api=st.lists(_TEXT).map(tuple),
+    trace_config=st.lists(_TEXT).map(tuple),
     allow_client_shm=st.sampled_from(["auto", "true", "false"]),
     strict_readiness=st.booleans(),
     log_verbose=st.integers(-5, 5),

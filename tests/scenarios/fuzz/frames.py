@@ -55,8 +55,10 @@ def _header_block(draw: st.DrawFn) -> bytes:
     pairs += draw(st.lists(st.sampled_from(more), max_size=3))
     if draw(st.integers(0, 3)) == 0:
         del pairs[draw(st.integers(0, len(pairs) - 1))]
-    block = fields(*pairs)
-    return draw(damaged(block)) if draw(st.integers(0, 4)) == 0 else block
+    block: bytes = fields(*pairs)
+    if draw(st.integers(0, 4)) == 0:
+        block = draw(damaged(block))
+    return block
 
 
 @st.composite

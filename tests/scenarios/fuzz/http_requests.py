@@ -200,7 +200,7 @@ _ODD_LINES = (
 
 def _target(draw: st.DrawFn, path: str) -> bytes:
     target = path.encode()
-    match draw(st.integers(0, 5)):
+    match draw(st.integers(0, 11)):
         case 0:
             target = draw(damaged(target))
         case 1:
@@ -214,7 +214,7 @@ def _target(draw: st.DrawFn, path: str) -> bytes:
 
 def _framed(draw: st.DrawFn, body: bytes) -> bytes:
     """The headers that say how long the body is, the end of the headers, and the body."""
-    match draw(st.sampled_from(["true", "true", "chunked", "chunked", "broken chunks", "wrong", "both", "none"])):
+    match draw(st.sampled_from([*["true"] * 6, *["chunked"] * 4, "broken chunks", "wrong", "both", "none"])):
         case "true":
             return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         case "chunked":
@@ -257,17 +257,17 @@ def on_the_wire(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         sent = draw(st.one_of(documents(INFERENCES), documents(OTHERS), changed_cases()))
         line = [sent.method.encode(), _target(draw, sent.path), b"HTTP/1.1"]
-        if draw(st.integers(0, 4)) == 0:
+        if draw(st.integers(0, 11)) == 0:
             line[draw(st.integers(0, 2))] = draw(
                 st.sampled_from([b"", b"PRI", b"get", b"POST POST", b"HTTP/9.9", b"HTTP/1.0", b"\x16\x03\x01", b"\0"])
             )
         data += b" ".join(line) + b"\r\nHost: x\r\n"
         for name, value in sent.headers:
             data += b"%b: %b\r\n" % (name.encode(), value.encode("utf-8", "replace"))
-        if draw(st.integers(0, 4)) == 0:
+        if draw(st.integers(0, 7)) == 0:
             data += draw(st.sampled_from(_ODD_LINES))
         data += _framed(draw, sent.body)
-    if draw(st.integers(0, 2)) == 0:
+    if draw(st.integers(0, 5)) == 0:
         data = draw(damaged(data))
     return data
 

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.scenarios.fuzz.http_requests import (
     INFERENCES,
@@ -69,15 +70,18 @@ class Exchange:
         self._looked_at(status)
         check_http(status, body, *self._allowed)
 
-    def send_bytes(self, data: bytes) -> None:
-        """On a connection of their own, which is half closed then: every answer is read."""
+    def send_bytes(self, data: bytes, ends: bool) -> None:
+        """On a connection of their own. ``ends``: it is half closed then, and every answer is read; otherwise it stays
+        open while others ask."""
         if self._bound.over:
             return
-        received = talk(self.watch.server.http_port, data)
-        found = list(_STATUS_LINE.finditer(received))
-        self._looked_at(int(found[0][1]) if found else 0)
-        for match in found:
-            check_http(int(match[1]), received[match.end() :], *self._allowed)
+        with socket.create_connection(("127.0.0.1", self.watch.server.http_port), timeout=10) as connection:
+            received = written(connection, data, ends)
+            found = list(_STATUS_LINE.finditer(received))
+            self._looked_at(int(found[0][1]) if found else 0)
+        ends_of_answers = [*(match.start() for match in found[1:]), len(received)]
+        for match, end in zip(found, ends_of_answers, strict=False):
+            check_http(int(match[1]), received[match.end() : end], *self._allowed)
 
     def _looked_at(self, status: int) -> None:
         self.answers[status] += 1
@@ -86,18 +90,22 @@ class Exchange:
             self.watch.answers_others()
 
 
-def talk(port: int, data: bytes) -> bytes:
+def written(connection: socket.socket, data: bytes, ends: bool) -> bytes:
+    """What comes back."""
     received = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        try:
-            connection.sendall(data)
+    try:
+        connection.sendall(data)
+        if ends:
             connection.shutdown(socket.SHUT_WR)
-            while chunk := connection.recv(65536):
-                received += chunk
-        except TimeoutError as error:
+        else:
+            connection.settimeout(0.01)
+        while chunk := connection.recv(65536):
+            received += chunk
+    except TimeoutError as error:
+        if ends:
             raise Finding(f"neither answered nor closed, after {received!r}") from error
-        except (ConnectionResetError, BrokenPipeError):
-            pass
+    except (ConnectionResetError, BrokenPipeError):
+        pass
     return received
 
 
@@ -138,6 +146,6 @@ def test_cases_of_the_comparison_with_triton(watch: Watch) -> None:
 
 
 def test_bytes(watch: Watch) -> None:
-    with Exchange(watch, *REGION_ERRORS) as exchange:
-        fuzzed(500)(given(WIRE)(exchange.send_bytes))()
+    with Exchange(watch, *REGION_ERRORS, *LOAD_ERRORS) as exchange:
+        fuzzed(500)(given(WIRE, st.booleans())(exchange.send_bytes))()
     watch.settled()

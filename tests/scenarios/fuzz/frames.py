@@ -64,7 +64,7 @@ def _header_block(draw: st.DrawFn) -> bytes:
 @st.composite
 def _message(draw: st.DrawFn) -> bytes:
     """With gRPC's five bytes before it: whether it is compressed, and how long it is."""
-    payload = draw(st.sampled_from([_GOOD, _GOOD, b"", b"\xff" * 20]))
+    payload: bytes = draw(st.sampled_from([_GOOD, _GOOD, b"", b"\xff" * 20]))
     length = draw(st.sampled_from([len(payload)] * 4 + [0, len(payload) + 1, len(payload) - 1, 2**31, 2**32 - 1]))
     flag = draw(st.sampled_from([0, 0, 0, 0, 1, 2, 255]))
     return bytes([flag]) + struct.pack(">I", max(0, length)) + payload

@@ -81,7 +81,9 @@ def _inner(message: Message) -> list[Message]:
     found = [message]
     for field, value in message.ListFields():
         if _is_map(field):
-            values = [value[key] for key in value] if field.message_type.fields_by_name["value"].message_type else []
+            values = (
+                [value[key] for key in sorted(value)] if field.message_type.fields_by_name["value"].message_type else []
+            )
         elif field.message_type is None:
             continue
         else:
@@ -237,5 +239,5 @@ def _nested(depth: int) -> bytes:
 @st.composite
 def encoded(draw: st.DrawFn, messages: st.SearchStrategy[Any]) -> bytes:
     """Bytes of such a message; sometimes damaged."""
-    data: bytes = draw(messages).SerializeToString()
+    data: bytes = draw(messages).SerializeToString(deterministic=True)
     return draw(damaged(data)) if draw(st.integers(0, 3)) == 0 else data

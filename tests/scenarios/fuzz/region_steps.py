@@ -4,8 +4,12 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
+from tests.scenarios.fuzz.values import mostly
+
+#: offsets of regions are multiples of it
+PAGE_NBYTES = 4096
 #: of the memory that a client registers
-NBYTES = 4096
+NBYTES = 4 * PAGE_NBYTES
 #: stands for the client's own memory, and for a segment of the server
 OWN, OURS = "own", "ours"
 
@@ -53,8 +57,10 @@ class Infer(NamedTuple):
 
 Step = Register | Unregister | Status | Resize | Infer
 
-_NAMES = st.sampled_from(["a", "a", "a", "b", "b", "", "é", "/", "x" * 300, "nope"])
-_KEYS = st.sampled_from([OWN] * 8 + [OURS, "", "/", "//", "a/b", "/../etc/passwd", "/nope", ".", "/\0", "x" * 300])
+_NAMES = mostly(st.sampled_from(["a", "b"]), st.sampled_from(["", "é", "/", "x" * 300, "nope"]))
+_KEYS = mostly(
+    st.just(OWN), st.sampled_from([OURS, "", "/", "//", "a/b", "/../etc/passwd", "/nope", ".", "/\0", "x" * 300])
+)
 _OFFSETS = st.one_of(
     st.sampled_from([0, 0, 0, 0, 1, 64, 100, NBYTES - 64, NBYTES - 1, NBYTES, NBYTES + 1, 2**31, 2**32, 2**62]),
     st.sampled_from([2**63 - 1, 2**63, 2**64 - NBYTES, 2**64 - 1, 2**64, -1, -64]),
@@ -66,9 +72,9 @@ _LENGTHS = st.one_of(
 )
 _WINDOWS = st.builds(
     Window,
-    st.sampled_from(["a", "a", "a", "a", "b", "nope", ""]),
-    st.sampled_from([None, 0, 64, 100]) | _OFFSETS,
-    st.just(64) | st.just(64) | st.none() | _LENGTHS,
+    mostly(st.sampled_from(["a", "b"]), st.sampled_from(["nope", ""])),
+    mostly(st.sampled_from([None, 0, 64, 100]), _OFFSETS),
+    mostly(st.just(64), st.none() | _LENGTHS),
 )
 _TENSORS = st.sampled_from(
     [
@@ -81,18 +87,23 @@ _TENSORS = st.sampled_from(
 _INFERENCES = st.builds(
     lambda tensor, source, target: Infer(tensor[0], tensor[1], tensor[2], source, target),
     _TENSORS,
-    st.none() | _WINDOWS | _WINDOWS,
-    st.none() | _WINDOWS | _WINDOWS,
+    mostly(_WINDOWS, st.none()),
+    mostly(_WINDOWS, st.none()),
 )
-_REGISTRATIONS = st.builds(Register, _NAMES, _KEYS, _OFFSETS, _LENGTHS)
-_PLAIN = st.builds(Register, st.sampled_from(["a", "b"]), st.just(OWN), st.sampled_from([0, 64, 1000]), st.just(2048))
+_PAGES = st.integers(0, 2).map(lambda pages: pages * PAGE_NBYTES)
+_REGISTRATIONS = st.builds(Register, _NAMES, _KEYS, mostly(_PAGES, _OFFSETS), _LENGTHS)
+_PLAIN = st.builds(
+    Register, st.sampled_from(["a", "b"]), st.just(OWN), _PAGES, st.sampled_from([100, PAGE_NBYTES, 5000])
+)
 
 _ANY = st.lists(
-    st.one_of(
-        *(_INFERENCES, _INFERENCES, _INFERENCES, _INFERENCES, _REGISTRATIONS, _PLAIN),
-        st.builds(Unregister, _NAMES),
-        st.builds(Status, _NAMES),
-        st.builds(Resize, st.sampled_from([0, 1, 64, 100, NBYTES // 2, NBYTES, 2 * NBYTES])),
+    mostly(
+        st.sampled_from([_INFERENCES, _INFERENCES, _REGISTRATIONS, _PLAIN]).flatmap(lambda steps: steps),
+        st.one_of(
+            st.builds(Unregister, _NAMES),
+            st.builds(Status, _NAMES),
+            st.builds(Resize, st.sampled_from([0, 1, 64, 100, NBYTES // 2, NBYTES, 2 * NBYTES])),
+        ),
     ),
     min_size=1,
     max_size=6,

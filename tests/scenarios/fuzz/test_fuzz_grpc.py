@@ -62,7 +62,7 @@ def cases(draw: st.DrawFn) -> Sent:
     payload = case.request
     if not isinstance(payload, bytes):
         payload = draw(changed(payload)) if draw(st.booleans()) else payload
-        payload = payload.SerializeToString()
+        payload = payload.SerializeToString(deterministic=True)
     if draw(st.booleans()):
         payload = draw(damaged(payload))
     return Sent(case.method.removeprefix(SERVICE), payload)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.differential.grpc_cases import SERVICE, good, pb
 from tests.scenarios.fuzz.messages import encoded, inference_messages, wire_garbage
 from tests.scenarios.fuzz.running import IS_LONG, Bound, fuzzed
+from tests.scenarios.fuzz.values import mostly
 from tests.scenarios.fuzz.watch import DOUBLED, Finding, Watch, check_grpc, show
 
 pytestmark = pytest.mark.timeout(0 if IS_LONG else 60)
@@ -31,11 +32,9 @@ class Conversation(NamedTuple):
 
 CONVERSATIONS = st.tuples(
     st.lists(
-        st.one_of(
-            *[st.none()] * 4,
-            *[inference_messages().map(lambda message: message.SerializeToString())] * 6,
-            encoded(inference_messages()),
-            wire_garbage(),
+        mostly(
+            mostly(st.none(), inference_messages().map(lambda message: message.SerializeToString(deterministic=True))),
+            mostly(encoded(inference_messages()), wire_garbage()),
         ),
         min_size=1,
         max_size=10,

@@ -43,7 +43,7 @@ JSON_ERRORS = (
     *("attempt to get members for non-object", "failed to get request params", "Unable to parse"),
     *("shape does not match true shape", "Shape does not match true shape"),
 )
-REGION_ERRORS = ("Unable to open shared memory region",)
+REGION_ERRORS = ("Unable to open shared memory region", "bytes to hold the results")
 PROTOBUF_ERRORS = ("Unable to parse request",)
 #: Triton says UNAVAILABLE, 503, to these; nobody else is told so here
 SETTING_ERRORS = ("invalid argument for --log_format",)

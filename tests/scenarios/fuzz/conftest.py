@@ -3,9 +3,11 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from conch.settings import Settings
 from tests.scenarios.conftest import copy_examples
 from tests.scenarios.fuzz.watch import ARENA_NBYTES, Watch
 from tests.scenarios.harness import Server, serving
@@ -15,7 +17,7 @@ FLAGS = (
     *("--model-control-mode=explicit", "--load-model=*", "--http-header-forward-pattern=x-.*"),
     *(f"--frontend-arena-nbytes={ARENA_NBYTES}", f"--worker-arena-nbytes={ARENA_NBYTES}"),
 )
-ENGINES = ("aio", "native")
+ENGINES = sorted({*get_args(Settings.__annotations__["grpc_engine"])} - {"auto"})
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +53,6 @@ def watch_grpc(
     fuzzed_models: Path, make_run_dir: Callable[[], Path], request: pytest.FixtureRequest
 ) -> Iterator[Watch]:
     """One server for each gRPC engine."""
-    if request.param == "native":
-        pytest.importorskip("pygrpc_native")
     with watching(fuzzed_models, make_run_dir(), request.param) as found:
         yield found
 

@@ -69,7 +69,14 @@ INFERENCES = (
         "/v2/models/scores/infer",
         {
             "inputs": [tensor(shape=[1, 5], datatype="FP32", data=[0.1, 0.5, 0.2, 0.4, 0.3])],
-            "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 2, **_REGION}}],
+            "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 2}}],
+        },
+    ),
+    Template(
+        "/v2/models/echo_int32/infer",
+        {
+            "inputs": [{"name": "INPUT0", "shape": [4], "datatype": "INT32", "parameters": _REGION}],
+            "outputs": [{"name": "OUTPUT0", "parameters": _REGION}],
         },
     ),
     Template("/v2/models/echo_int32/infer", {"inputs": [_binary([4], "INT32", 16)]}, bytes(16)),

@@ -139,13 +139,19 @@ def _typed() -> Any:
 def _with_parameters() -> Any:
     request = good()
     request.id = "7"
-    request.outputs.add(name="OUTPUT1").parameters["classification"].int64_param = 2
+    request.outputs.add(name="OUTPUT1")
     for tensor in (request.inputs[0], request.outputs[0]):
         tensor.parameters["shared_memory_region"].string_param = "region"
         tensor.parameters["shared_memory_byte_size"].int64_param = 64
         tensor.parameters["shared_memory_offset"].int64_param = 0
     request.parameters["priority"].int64_param = 1
     request.parameters["triton_enable_empty_final_response"].bool_param = True
+    return request
+
+
+def _classification() -> Any:
+    request = _inference("scores", "FP32", [1, 5], bytes(20))
+    request.outputs[0].parameters["classification"].int64_param = 2
     return request
 
 
@@ -156,7 +162,7 @@ INFERENCES = (
     _inference("echo_int32", "INT32", [4], bytes(16)),
     _inference("echo_bytes", "BYTES", [2], b"\1\0\0\0a\2\0\0\0bc"),
     _inference("matrix", "FP32", [2, 2], bytes(16)),
-    _inference("scores", "FP32", [1, 5], bytes(20)),
+    _classification(),
 )
 MODELS = ("simple", "echo_int32", "echo_bytes", "echo_fp32", "matrix", "scores", "nope")
 

@@ -85,8 +85,9 @@ class GrpcClient:
         return True
 
     def register(self, name: str, key: str, offset: int, nbytes: int) -> bool:
-        """Numbers are cut off to 64 bits: there is no way to send others."""
-        offset, nbytes = offset % 2**64, nbytes % 2**64
+        """Numbers of more than 64 bits cannot be sent."""
+        if not (0 <= offset < 2**64 and 0 <= nbytes < 2**64):
+            return False
         request = pb.SystemSharedMemoryRegisterRequest(name=name, key=key, offset=offset, byte_size=nbytes)
         return self._ask("SystemSharedMemoryRegister", request)
 

@@ -59,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int = 8001
     reuse_grpc_port: bool = False
     grpc_process_count: int = 1
-    grpc_engine: Literal["auto", "aio", "native"] = "auto"
+    grpc_engine: Literal["auto", "aio", "http2"] = "auto"
     grpc_header_forward_pattern: str = ""
     grpc_restricted_protocol: tuple[str, ...] = ()
     grpc_infer_response_compression_level: Literal["none", "low", "medium", "high"] = "none"

@@ -109,7 +109,7 @@ FLAGS: tuple[Flag, ...] = (
     _setting("gRPC", "grpc_port", "port to listen on"),
     _setting("gRPC", "reuse_grpc_port", "share the port with other servers (SO_REUSEPORT)"),
     _setting("gRPC", "grpc_process_count", "frontend processes that share the port"),
-    _setting("gRPC", "grpc_engine", "aio: grpcio; native: pygrpc-native; auto: native if installed"),
+    _setting("gRPC", "grpc_engine", "http2: HTTP/2 of our own; aio: grpcio; auto: http2"),
     _setting("gRPC", "grpc_header_forward_pattern", "regular expression of metadata that become request parameters"),
     _setting(
         "gRPC", "grpc_restricted_protocol", "PROTOCOLS:KEY=VALUE, metadata that these APIs demand (may be repeated)"

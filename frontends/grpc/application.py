@@ -13,7 +13,7 @@ from conch.settings import Settings
 from frontends.grpc.calls import SERVICE, AskedLike, CountedPending, RequesterLike, Rpc, Traffic
 from frontends.grpc.codec import split_request
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
-from frontends.grpc.exchange import Call, Failure, Metadata, Pending, Reply
+from frontends.grpc.exchange import Call, Failure, Metadata, Payload, Pending, Reply
 from frontends.grpc.health import health_rpcs
 from frontends.grpc.inference import decode, encode
 from frontends.grpc.metadata import MetadataRpcs
@@ -92,7 +92,7 @@ class GrpcApplication:
         except ConchError as error:
             return failure_of(error)
 
-    async def stream(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
+    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
         logger.debug("gRPC stream: %s", call.method)
         try:
             self._admit(self._streams[call.method], call.metadata)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from conch.protos import load_service_pb2
+from frontends.grpc.exchange import Payload
 
 service_pb2 = load_service_pb2()
 
@@ -19,7 +20,7 @@ _SMALL_NBYTES: Final = 8192
 _MAX_FIELDS: Final = 1000
 
 
-def split_request(payload: bytes) -> tuple[Any, list[memoryview]]:
+def split_request(payload: Payload) -> tuple[Any, list[memoryview]]:
     """The ``ModelInferRequest`` without ``raw_input_contents``, and those, as views of ``payload`` where it is large.
     Of very many, which nobody needs, only one more than there are inputs. Raises ``DecodeError``."""
     if len(payload) >= _SMALL_NBYTES:
@@ -35,7 +36,7 @@ def split_request(payload: bytes) -> tuple[Any, list[memoryview]]:
     return request, blobs
 
 
-def _split(payload: bytes) -> tuple[bytes, list[memoryview]] | None:
+def _split(payload: Payload) -> tuple[bytes, list[memoryview]] | None:
     """The fields of a ``ModelInferRequest`` other than ``raw_input_contents``, and those. None for what a client's
     protobuf does not write: whether that is right is protobuf's decision."""
     view = memoryview(payload)

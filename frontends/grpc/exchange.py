@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 logger = logging.getLogger("conch.frontends.grpc.exchange")
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+#: an encoded message; a large one may be a view, of bytes, of memory that is used again once nobody has a view of it
+Payload = bytes | memoryview
 
 
 class Call(NamedTuple):
@@ -19,7 +21,7 @@ class Call(NamedTuple):
     of ``time.monotonic``, None for none. The engine keeps neither payload nor metadata beyond ``answer``."""
 
     method: str
-    payload: bytes
+    payload: Payload
     metadata: Metadata
     deadline: float | None
 
@@ -73,7 +75,7 @@ class Application(Protocol):
 
     def answer(self, call: Call) -> Reply | Pending: ...
 
-    def stream(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
+    def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
         """``call.payload`` is empty. A ``Failure`` is the last item. Closing the iterator cancels what is on its way:
         the client has gone."""
         ...

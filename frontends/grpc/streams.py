@@ -12,7 +12,7 @@ from conch.errors import ConchError, Unsupported
 from frontends.grpc.calls import AskedLike, Traffic
 from frontends.grpc.codec import service_pb2, split_request, stream_response
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
-from frontends.grpc.exchange import Failure, Reply
+from frontends.grpc.exchange import Failure, Payload, Reply
 from frontends.grpc.inference import encode
 from frontends.inference import InferenceResult, Outcome
 from frontends.models import ReadyModel
@@ -59,7 +59,7 @@ class InferStream:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def serve(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
+    async def serve(self, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
         """The answers in order of the requests. Closing this cancels what is on its way."""
         self._traffic.enter()
         helpers = (
@@ -100,7 +100,7 @@ class InferStream:
         await self._traffic.stopped.wait()
         self._wake.set()
 
-    async def _read(self, requests: AsyncIterator[bytes]) -> None:
+    async def _read(self, requests: AsyncIterator[Payload]) -> None:
         """Takes requests up as they come, so that those of one stream can share a batch."""
         try:
             async for payload in requests:
@@ -115,7 +115,7 @@ class InferStream:
         self._ended = True
         self._wake.set()
 
-    def _take(self, payload: bytes) -> bool:
+    def _take(self, payload: Payload) -> bool:
         """False for what is no request: the stream ends after what came before it."""
         try:
             request, blobs = split_request(payload)

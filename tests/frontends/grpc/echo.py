@@ -10,7 +10,7 @@ import grpc.aio
 
 from conch.settings import Settings
 from frontends.grpc.engines import make_engine
-from frontends.grpc.exchange import Call, Engine, Failure, Pending, Reply
+from frontends.grpc.exchange import Call, Engine, Failure, Payload, Pending, Reply
 from frontends.listening import bind
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -39,27 +39,28 @@ class Echo:
         self.held: asyncio.Queue[Held] = asyncio.Queue()
 
     def answer(self, call: Call) -> Reply | Pending:
-        self.calls.append(call._replace(payload=call.payload[:100]))
+        payload = bytes(call.payload)
+        self.calls.append(call._replace(payload=payload[:100]))
         match call.method.rpartition("/")[2]:
             case "Zeros":
-                return bytes(int(call.payload))
+                return bytes(int(payload))
             case "Fail":
-                return Failure(3, call.payload.decode())
+                return Failure(3, payload.decode())
             case "Crash":
                 raise ZeroDivisionError
             case "Hold":
                 held = Held()
                 self.held.put_nowait(held)
                 return held
-        return call.payload
+        return payload
 
-    async def stream(self, call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
+    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
         async for request in requests:
-            yield request
+            yield bytes(request)
 
 
 class Serving:
-    """``async with Serving("native") as serving``: an engine and one client of it, both on the test's loop."""
+    """``async with Serving("http2") as serving``: an engine and one client of it, both on the test's loop."""
 
     def __init__(self, engine: str, **settings: Any) -> None:
         self.settings = Settings(grpc_engine=engine, **settings)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ ADDRESS = "127.0.0.1"
 SERVICE = "/inference.GRPCInferenceService/"
 TIMEOUT_S = 10.0
 
-EngineName = Literal["aio", "native"]
+EngineName = Literal["aio", "http2"]
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -37,7 +37,7 @@ class Refused(Exception):
 class Frontend:
     """``with Frontend() as frontend``: serves on ``frontend.port`` until the block ends."""
 
-    def __init__(self, engine: EngineName = "aio", requester: StubRequester | None = None, **settings: Any) -> None:
+    def __init__(self, engine: EngineName = "http2", requester: StubRequester | None = None, **settings: Any) -> None:
         self.settings = Settings(grpc_engine=engine, **settings)
         self.requester = requester or StubRequester()
         self.port = 0

@@ -74,18 +74,14 @@ def test_inference(frontend: Frontend) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compressed_requests(frontend: Frontend, engine: EngineName, algorithm: str) -> None:
+def test_compressed_requests(frontend: Frontend, algorithm: str) -> None:
     with client.InferenceServerClient(frontend.url) as triton:
-        if (engine, algorithm) == ("native", "deflate"):  # it knows gzip only, and says so
-            with pytest.raises(InferenceServerException, match="UNIMPLEMENTED"):
-                triton.infer("simple", simple_inputs(), compression_algorithm=algorithm)
-        else:
-            check(triton.infer("simple", simple_inputs(), compression_algorithm=algorithm))
+        check(triton.infer("simple", simple_inputs(), compression_algorithm=algorithm))
 
 
 @pytest.mark.parametrize("level", ["low", "medium", "high"])
-def test_compressed_responses(level: str) -> None:
-    with Frontend(grpc_infer_response_compression_level=level) as frontend:
+def test_compressed_responses(engine: EngineName, level: str) -> None:
+    with Frontend(engine, grpc_infer_response_compression_level=level) as frontend:
         with client.InferenceServerClient(frontend.url) as triton:
             check(triton.infer("simple", simple_inputs()))
             assert triton.is_server_live()

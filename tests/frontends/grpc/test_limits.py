@@ -50,9 +50,9 @@ def test_options() -> None:
     }
 
 
-def test_old_connections_are_closed() -> None:
+def test_old_connections_are_closed(engine: EngineName) -> None:
     """The client makes a new one, and notices nothing."""
-    with Frontend(grpc_max_connection_age=100, grpc_max_connection_age_grace=100) as frontend:
+    with Frontend(engine, grpc_max_connection_age=100, grpc_max_connection_age_grace=100) as frontend:
         states: list[grpc.ChannelConnectivity] = []
         with frontend.connect() as channel:
             channel.subscribe(states.append)

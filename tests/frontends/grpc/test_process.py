@@ -15,11 +15,10 @@ import pytest
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
-from tests.frontends.grpc.conftest import NEEDS_NATIVE
 from tests.frontends.grpc.support import ADDRESS, SERVICE, TIMEOUT_S, pb, simple_request
 from tests.frontends.samples import entry, table
 
-ENGINES = ["aio", pytest.param("native", marks=NEEDS_NATIVE)]
+ENGINES = ["aio", "http2"]
 
 
 def free_port() -> int:

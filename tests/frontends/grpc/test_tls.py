@@ -11,7 +11,7 @@ from conch.errors import InvalidArgument
 from conch.settings import Settings
 from frontends.grpc.engines.aio import credentials
 from tests.certificates import make, needs_openssl
-from tests.frontends.grpc.support import Frontend
+from tests.frontends.grpc.support import EngineName, Frontend
 from tests.frontends.grpc.test_client import check, simple_inputs
 
 pytestmark = needs_openssl
@@ -45,20 +45,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_official_client(files: Files, mutual: bool) -> None:
-    with Frontend(**files.settings(mutual)) as frontend, files.connect(frontend, mutual) as triton:
+def test_official_client(engine: EngineName, files: Files, mutual: bool) -> None:
+    with Frontend(engine, **files.settings(mutual)) as frontend, files.connect(frontend, mutual) as triton:
         check(triton.infer("simple", simple_inputs()))
 
 
-def test_clients_without_a_certificate(files: Files) -> None:
-    with Frontend(**files.settings(mutual=True)) as frontend, files.connect(frontend, False) as triton:
+def test_clients_without_a_certificate(engine: EngineName, files: Files) -> None:
+    with Frontend(engine, **files.settings(mutual=True)) as frontend, files.connect(frontend, False) as triton:
         with pytest.raises(InferenceServerException):
             triton.is_server_live(client_timeout=2)
         assert frontend.application.traffic.count == 0
 
 
-def test_clients_without_tls(files: Files) -> None:
-    with Frontend(**files.settings()) as frontend, client.InferenceServerClient(frontend.url) as triton:
+def test_clients_without_tls(engine: EngineName, files: Files) -> None:
+    with Frontend(engine, **files.settings()) as frontend, client.InferenceServerClient(frontend.url) as triton:
         with pytest.raises(InferenceServerException):
             triton.is_server_live(client_timeout=2)
 

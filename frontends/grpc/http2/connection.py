@@ -1,0 +1,349 @@
+"""One HTTP/2 connection: its RPCs, and what is said about the connection itself."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, cast
+
+from frontends.grpc.errors import UNAVAILABLE, UNIMPLEMENTED
+from frontends.grpc.exchange import Failure
+from frontends.grpc.http2 import frames
+from frontends.grpc.http2.flow import Allowance
+from frontends.grpc.http2.frames import ConnectionFault
+from frontends.grpc.http2.headers import (
+    MAX_LIST_NBYTES,
+    HeaderDecoder,
+    RequestHead,
+    failure_trailers,
+    http_response,
+)
+from frontends.grpc.http2.liveness import Due, Liveness
+from frontends.grpc.http2.receiving import Receiver
+from frontends.grpc.http2.rpc import Rpc, UnaryRpc
+from frontends.grpc.http2.sending import Sender, trailers
+from frontends.grpc.http2.streams import StreamRpc
+
+if TYPE_CHECKING:
+    from frontends.grpc.engines.http2 import Http2Engine
+
+logger = logging.getLogger("conch.frontends.grpc.http2.connection")
+
+#: what clients may put into one frame; HTTP/2 knows no larger ones
+_FRAME_NBYTES: Final = (1 << 24) - 1
+_UNKNOWN_METHOD: Final = Failure(UNIMPLEMENTED, "Method not found!")
+_STOPPED: Final = Failure(UNAVAILABLE, "the server has stopped")
+_TOO_SLOW: Final = Failure(UNAVAILABLE, "the request arrives too slowly")
+_DRAINING: Final = b"draining"
+_KEEPALIVE: Final = b"keepaliv"
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Lives from ``connection_made`` to ``connection_lost``. The engine's sweep calls ``check``."""
+
+    def __init__(self, engine: "Http2Engine") -> None:
+        self.engine = engine
+        self.sender: Sender
+        self._transport: asyncio.Transport | None = None
+        self._since = engine.now
+        self._decoder = HeaderDecoder()
+        self._liveness = Liveness(engine.limits, engine.now)
+        self._receiver = Receiver(self)
+        self._rpcs = self._receiver.rpcs
+        self._cancelled = Allowance(engine.limits.cancelled, engine.limits.cancelled_per_second)
+        #: streams up to this number are served: those before the last GOAWAY
+        self._served = frames.MAX_31_BITS
+        #: when the first GOAWAY was sent
+        self._draining_since: float | None = None
+
+    # --------------------------------------------------------------------------------------------- transport's events
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self._transport = transport
+        limits = self.engine.limits
+        self.sender = Sender(transport, limits)
+        if not self.engine.add(self):
+            transport.abort()
+            return
+        settings = {
+            frames.MAX_CONCURRENT_STREAMS: limits.streams,
+            frames.INITIAL_WINDOW_SIZE: limits.window_nbytes,
+            frames.MAX_FRAME_SIZE: _FRAME_NBYTES,
+            frames.MAX_HEADER_LIST_SIZE: MAX_LIST_NBYTES,
+        }
+        more = frames.MAX_31_BITS - frames.DEFAULT_WINDOW_NBYTES
+        transport.write(frames.settings(settings) + frames.window_update(0, more))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._receiver.stop()
+        self.engine.discard(self)
+        for rpc in list(self._rpcs.values()):
+            rpc.cancel()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self.sender.writable = False
+
+    def resume_writing(self) -> None:
+        self.sender.resume(self.engine.now)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._receiver.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self._receiver.received(nbytes)
+        except ConnectionFault as fault:
+            logger.debug("a client breaks the protocol: %s", fault.text)
+            self.end(fault.code, fault.text)
+        except Exception:
+            logger.exception("a connection failed")
+            self.end(frames.INTERNAL_ERROR, "")
+
+    # -------------------------------------------------------------------------------------------- from the receiver
+
+    def headers(self, number: int, flags: int, block: bytes) -> None:
+        """The beginning or the end of a request. Raises ``ConnectionFault``."""
+        head = self._decoder.decode(block)
+        receiver = self._receiver
+        ends = bool(flags & frames.END_STREAM)
+        if number <= receiver.last:
+            self._trailers(number, head, ends)
+            return
+        if not number & 1:
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "a client's streams have odd numbers")
+        if head.malformed or head.trailers:
+            receiver.last = number
+            self._reset(number, frames.PROTOCOL_ERROR)
+            return
+        if number > self._served:
+            return  # the client knows, and asks elsewhere
+        receiver.last = number
+        if len(self._rpcs) >= self.engine.limits.streams:
+            self._reset(number, frames.REFUSED_STREAM)
+            return
+        unary = self.engine.methods.get(head.method)
+        if unary is None or head.http_status != 200 or head.failure is not None:
+            self._refuse(number, head, ends)
+            return
+        rpc: Rpc
+        if unary:
+            rpc = self._rpcs[number] = UnaryRpc(self, number, head, self.sender.initial_window)
+        else:
+            rpc = self._rpcs[number] = stream = StreamRpc(self, number, head, self.sender.initial_window)
+            stream.begin()
+        if ends:
+            rpc.end()
+
+    def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        """Any other frame but DATA. Raises ``ConnectionFault``."""
+        now, sender = self.engine.now, self.sender
+        rpc = self._rpcs.get(number)
+        if number > self._receiver.last and kind in (frames.RST_STREAM, frames.WINDOW_UPDATE):
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "a frame of no stream")
+        if kind == frames.WINDOW_UPDATE:
+            increment = frames.parse_increment(payload, number)
+            if not number:
+                sender.widen(increment, now)
+            elif rpc is not None and increment:
+                sender.widen_stream(rpc, increment, now)
+            elif rpc is not None:
+                rpc.cancel()
+                self._reset(number, frames.PROTOCOL_ERROR)
+        elif kind == frames.RST_STREAM:
+            if len(payload) != 4:
+                raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a reset of a wrong size")
+            if rpc is not None:
+                if not self._cancelled.take():
+                    raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many cancelled calls")
+                rpc.cancel()
+        elif kind == frames.PING:
+            self._ping(flags, payload, now)
+        elif kind == frames.SETTINGS:
+            self._settings(flags, payload)
+        elif kind == frames.GOAWAY:
+            self._served = min(self._served, self._receiver.last)
+            self._close_if_done()
+        elif kind == frames.PUSH_PROMISE:
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "clients promise nothing")
+        elif len(payload) != 5:
+            raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a priority of a wrong size")
+
+    def _trailers(self, number: int, head: RequestHead, ends: bool) -> None:
+        rpc = self._rpcs.get(number)
+        if head.trailers and (rpc is None or (ends and not rpc.remote_ended)):
+            if rpc is not None:
+                rpc.end()
+        elif rpc is None:
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "a stream's number is used again")
+        else:
+            rpc.cancel()
+            self._reset(number, frames.PROTOCOL_ERROR)
+
+    def _refuse(self, number: int, head: RequestHead, ends: bool) -> None:
+        if head.http_status != 200:
+            block = http_response(head.http_status)
+        else:
+            block = failure_trailers(head.failure or _UNKNOWN_METHOD, False)
+        self.sender.control(trailers(number, block))
+        if not ends:
+            self.sender.reset(number, frames.NO_ERROR)
+
+    def _reset(self, number: int, code: int) -> None:
+        if not self._cancelled.take():
+            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many calls that cannot be served")
+        self.sender.reset(number, code)
+
+    def _ping(self, flags: int, payload: bytes, now: float) -> None:
+        if len(payload) != 8:
+            raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a ping of a wrong size")
+        if flags & frames.ACK:
+            if payload == _DRAINING and self._draining_since is not None:
+                self._last_goaway()
+            return
+        if self.sender.sent_data:
+            self.sender.sent_data = False
+            self._liveness.replied()
+        if not self._liveness.ping(self.engine.loop.time(), bool(self._rpcs)):
+            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too_many_pings")
+        self.sender.control(frames.frame(frames.PING, frames.ACK, 0, payload))
+
+    def _settings(self, flags: int, payload: bytes) -> None:
+        if flags & frames.ACK:
+            if payload:
+                raise ConnectionFault(frames.FRAME_SIZE_ERROR, "an acknowledgement with settings")
+            return
+        sender = self.sender
+        change = 0
+        for key, value in frames.parse_settings(payload):
+            if key == frames.INITIAL_WINDOW_SIZE:
+                change += value - sender.initial_window
+                sender.initial_window = value
+            elif key == frames.MAX_FRAME_SIZE:
+                sender.max_frame_nbytes = value
+        sender.control(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        if change:
+            for rpc in list(self._rpcs.values()):
+                sender.widen_stream(rpc, change, self.engine.now)
+
+    # ------------------------------------------------------------------------------------------------- from the RPCs
+
+    def grant(self, rpc: Rpc, increment: int) -> None:
+        """Lets the client send so much more of a message."""
+        rpc.receive_window += increment
+        self.sender.control(frames.window_update(rpc.number, increment))
+
+    def waits(self, rpc: Rpc) -> None:
+        """For its answer: its deadline counts."""
+        if rpc.deadline is not None:
+            self.engine.watch(rpc)
+
+    def closed(self, rpc: Rpc) -> None:
+        self._receiver.forget(rpc)
+        self.sender.forget(rpc)
+        if rpc.deadline is not None:
+            self.engine.unwatch(rpc)
+        if not self._rpcs and self._served != frames.MAX_31_BITS:
+            self._close_if_done()
+
+    # ---------------------------------------------------------------------------------------------- time and closing
+
+    def end(self, code: int, text: str) -> None:
+        """The client has broken the protocol. It gets to know, and nothing else."""
+        self._receiver.stop()
+        for rpc in list(self._rpcs.values()):
+            rpc.cancel()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._since = self.engine.now
+        transport.write(frames.goaway(self._receiver.last, code, text))
+        if transport.can_write_eof():
+            # closed at once, a client that still sends would get a reset instead
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def drain(self) -> None:
+        """No new calls, once the client has heard of it; the others may end."""
+        if self._draining_since is None:
+            self._draining_since = self.engine.now
+            self.sender.control(frames.goaway(frames.MAX_31_BITS, frames.NO_ERROR, "max_age"))
+            self.sender.control(frames.frame(frames.PING, 0, 0, _DRAINING))
+
+    def finish(self) -> None:
+        """Nothing but replies that there are already."""
+        if self._transport is None:
+            return
+        for rpc in list(self._rpcs.values()):
+            if rpc.output is None or rpc.output.end is None:
+                rpc.fail(_STOPPED)
+        self._last_goaway()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _last_goaway(self) -> None:
+        self._served = self._receiver.last
+        self.sender.control(frames.goaway(self._served, frames.NO_ERROR))
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if not self._rpcs and self._transport is not None:
+            self._transport.close()
+
+    def check(self, now: float, elapsed_s: float) -> None:
+        """Enforces the time limits. Called by the sweep."""
+        transport, limits, receiver = self._transport, self.engine.limits, self._receiver
+        if transport is None:
+            return
+        if self.sender.is_stuck(now):
+            logger.debug("a client does not read its answers: disconnected")
+            transport.abort()
+        elif receiver.stopped:
+            if now - self._since > limits.linger_seconds:
+                transport.abort()
+        elif not receiver.greeted:
+            if now - self._since > limits.preface_seconds:
+                transport.abort()
+        else:
+            self._cancelled.refill(elapsed_s)
+            receiver.idle_frames.refill(elapsed_s)
+            self._check_rpcs(now)
+            self._check_age(now)
+
+    def _check_rpcs(self, now: float) -> None:
+        for rpc in self.sender.stalled(now):
+            cast(Rpc, rpc).cancel()
+            self.sender.reset(rpc.number, frames.CANCEL)
+        for rpc in [rpc for rpc in self._rpcs.values() if rpc.is_slow(now)]:
+            rpc.fail(_TOO_SLOW)
+
+    def _check_age(self, now: float) -> None:
+        limits, transport = self.engine.limits, self._transport
+        assert transport is not None
+        since = self._draining_since
+        if since is not None:
+            if limits.age_grace_seconds and now - since > limits.age_grace_seconds:
+                transport.abort()
+            elif self._served == frames.MAX_31_BITS and now - since > limits.keepalive_timeout_seconds:
+                self._last_goaway()  # it has not answered the ping
+            return
+        if self._receiver.heard:
+            self._receiver.heard = False
+            self._liveness.heard(now)
+        if self.sender.sent_data:
+            self.sender.sent_data = False
+            self._liveness.replied()
+        match self._liveness.check(now, bool(self._rpcs)):
+            case Due.PING:
+                self.sender.control(frames.frame(frames.PING, 0, 0, _KEEPALIVE))
+            case Due.ABORT:
+                transport.abort()
+            case Due.DRAIN:
+                self.drain()
+            case Due.NOTHING:
+                pass

@@ -10,7 +10,7 @@ import pytest
 from conch.settings import Settings
 from tests.scenarios.conftest import copy_examples
 from tests.scenarios.fuzz.watch import ARENA_NBYTES, Watch
-from tests.scenarios.harness import Server, serving
+from tests.scenarios.harness import serving
 from tests.scenarios.models import ECHO, write_classifier, write_model
 
 FLAGS = (
@@ -55,8 +55,3 @@ def watch_grpc(
     """One server for each gRPC engine."""
     with watching(fuzzed_models, make_run_dir(), request.param) as found:
         yield found
-
-
-@pytest.fixture
-def server(watch: Watch) -> Server:
-    return watch.server

@@ -151,7 +151,7 @@ def test_inferences(watch_grpc: Watch) -> None:
     payloads = encoded(inference_messages())
     requests = sent(st.just("ModelInfer"), payloads, _METADATA.map(tuple), compressions)
     with Exchange(watch_grpc) as exchange:
-        fuzzed(500)(given(requests)(exchange.send))()
+        fuzzed(800)(given(requests)(exchange.send))()
     watch_grpc.settled()
 
 

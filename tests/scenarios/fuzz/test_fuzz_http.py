@@ -111,7 +111,7 @@ def written(connection: socket.socket, data: bytes, ends: bool) -> bytes:
 
 def test_inference_documents(watch: Watch) -> None:
     with Exchange(watch, *REGION_ERRORS) as exchange:
-        fuzzed(500)(given(documents(INFERENCES))(exchange.send))()
+        fuzzed(1000)(given(documents(INFERENCES))(exchange.send))()
     watch.settled()
 
 

@@ -161,7 +161,8 @@ def _duplicates(model: ReadyModel, call: InferenceCall) -> str:
 
 def _outputs(model: ReadyModel, call: InferenceCall) -> str:
     unexpected = [name for name in call.outputs if name not in model.output_names]
-    unexpected += [name for name in call.targets if name not in (call.outputs or model.output_names)]
+    wanted = frozenset(call.outputs) or model.output_names
+    unexpected += [name for name in call.targets if name not in wanted]
     if unexpected:
         raise _unexpected("output", unexpected[0], model)
     return ""

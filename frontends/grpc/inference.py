@@ -88,13 +88,17 @@ def decode(
 
 
 def _named_twice(call: InferenceCall, inputs: Any) -> InvalidArgument:
-    names = [tensor.name for tensor in inputs]
-    twice = next(name for i, name in enumerate(names) if name in names[:i])
-    return refused(call, f"input '{twice}' already exists in request")
+    seen: set[str] = set()
+    for tensor in inputs:
+        if tensor.name in seen:
+            return refused(call, f"input '{tensor.name}' already exists in request")
+        seen.add(tensor.name)
+    raise AssertionError("no input is named twice")
 
 
 def _take_outputs(outputs: Any, call: InferenceCall, regions: RegionTableView) -> dict[str, int]:
     classes = {}
+    targets = {}
     for output in outputs:
         if not output.parameters:
             continue
@@ -103,10 +107,12 @@ def _take_outputs(outputs: Any, call: InferenceCall, regions: RegionTableView) -
         if place is not None and count:
             raise InvalidArgument("output can't set both 'shared_memory_region' and 'classification'")
         if place is not None:
-            call.targets = {**call.targets, output.name: regions.window(*place)}
+            targets[output.name] = regions.window(*place)
         elif count:
             classes[output.name] = count
     call.outputs = tuple(output.name for output in outputs)
+    if targets:
+        call.targets = targets
     return classes
 
 

@@ -212,7 +212,7 @@ def _wrong_sources(data: bool, binary: bool, region: bool) -> InvalidArgument:
 
 
 def _data(data: Any, name: str, datatype: str, shape: tuple[int, ...], max_input_nbytes: int) -> bytes:
-    elements = math.prod(shape)
+    elements = _element_count(shape)
     if elements == 0:
         return b""
     if elements > _MAX_64:
@@ -237,6 +237,18 @@ def _data(data: Any, name: str, datatype: str, shape: tuple[int, ...], max_input
     if len(wire) > max_input_nbytes:
         raise _input_too_large(name, len(wire), max_input_nbytes)
     return wire
+
+
+def _element_count(shape: tuple[int, ...]) -> int:
+    """Only until it is too large: the product of a hundred thousand large dimensions takes many seconds."""
+    if 0 in shape:
+        return 0
+    elements = 1
+    for dim in shape:
+        elements *= dim
+        if elements > _MAX_64:
+            break
+    return elements
 
 
 def _input_too_large(name: str, nbytes: int, max_nbytes: int) -> TooLarge:

@@ -287,3 +287,12 @@ class TestRegions:
         for outputs, name in (((), "OUTPUT9"), (("OUTPUT1",), "OUTPUT0")):
             call = InferenceCall(inputs, outputs, targets={name: window})
             assert text_of(model(), call) == f"unexpected inference output '{name}' for model 'simple'"
+
+
+@pytest.mark.timeout(10)
+def test_very_many_outputs_in_regions() -> None:
+    """What takes a time that is the square of their number holds everybody up for a minute."""
+    names = tuple(f"n{i}" for i in range(100_000))
+    call = InferenceCall([int32("INPUT0", 1, 16), int32("INPUT1", 1, 16)], names)
+    call.targets = dict.fromkeys(names, RegionWindow("r", 1, 0, 64))
+    assert text_of(model(), call) == "unexpected inference output 'n0' for model 'simple'"

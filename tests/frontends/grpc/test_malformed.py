@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-from conch.errors import Internal, NotReady, Overloaded, TooLarge, Unsupported
+from conch.errors import Internal, InvalidArgument, NotReady, Overloaded, TooLarge, Unsupported
 from conch.tensors import pack
+from frontends.grpc.inference import decode
+from frontends.regions import RegionTableView
+from tests.frontends import samples
 from tests.frontends.grpc.support import (
     EngineName,
     Frontend,
@@ -291,3 +294,14 @@ def test_classes_of_text_are_refused(frontend: Frontend) -> None:
     set_all(request.outputs.add(name="OUTPUT0").parameters, {"classification": 1})
     text = "class result not available for output due to unsupported type 'BYTES'"
     assert refusal(frontend.call, "ModelInfer", request) == (INVALID, text)
+
+
+@pytest.mark.timeout(10)
+def test_very_many_names() -> None:
+    """What takes a time that is the square of their number holds everybody up for a minute."""
+    request = pb.ModelInferRequest(model_name="simple")
+    for i in range(100_000):
+        request.inputs.add(name=f"n{i}")
+    request.inputs.add(name="n99999")
+    with pytest.raises(InvalidArgument, match="input 'n99999' already exists in request"):
+        decode(request, [], samples.model(), RegionTableView(), {})

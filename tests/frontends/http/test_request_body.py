@@ -188,3 +188,14 @@ def test_anything_is_decoded_or_refused(value: Any) -> None:
         decode(body + b"1234", len(body), SIMPLE, NO_REGIONS, LIMIT)
     except (ClientError, MalformedJson) as error:
         assert error.message
+
+
+@pytest.mark.timeout(10)
+def test_shapes_of_very_many_dimensions() -> None:
+    """The product of these takes half a minute."""
+    dims = [2**63 - 1] * 100_000
+    wanted = {"name": "A", "datatype": "INT8", "data": []}
+    with pytest.raises(InvalidArgument, match="causes total element count to exceed maximum size of"):
+        decode_json({"inputs": [{**wanted, "shape": dims}]})
+    call, _ = decode_json({"inputs": [{**wanted, "shape": [*dims, 0]}]})
+    assert call.inputs[0].data == b""

@@ -112,6 +112,22 @@ class RegionMemory:
         if window.number not in self._opened:
             raise NotFound(f"Unable to find shared memory region: '{window.name}'")
 
+    def overwrites_inputs(self, call: InferenceCall) -> bool:
+        """Whether an output is to go where an input lies: run again after a worker's death, the call might read what
+        the first run wrote. Two regions may be of one file, so their names do not tell. To be asked after ``take``."""
+        inputs = [self._extent(tensor.region) for tensor in call.inputs if tensor.region is not None]
+        return any(
+            file == input_file and start < input_end and input_start < end
+            for file, start, end in map(self._extent, call.targets.values())
+            for input_file, input_start, input_end in inputs
+        )
+
+    def _extent(self, window: RegionWindow) -> tuple[tuple[int, int], int, int]:
+        """The file that the window lies in, and its first byte there and the one behind its last."""
+        region = self._opened[window.number].region
+        start = region.offset + window.offset
+        return region.file, start, start + window.nbytes
+
     def release(self, numbers: tuple[int, ...]) -> None:
         for number in numbers:
             opened = self._opened.get(number)

@@ -278,7 +278,8 @@ class Requester:
             call.sequence,
             targets=output_targets(call.targets) if call.targets else (),
         )
-        if pending.admit(Entry(request, model.idempotent, asked), time.monotonic()):
+        repeatable = model.idempotent and not (call.targets and self._region_memory.overwrites_inputs(call))
+        if pending.admit(Entry(request, repeatable, asked), time.monotonic()):
             self._send_data(request)
 
     async def _grow(self, model: ReadyModel, call: InferenceCall, checked: Checked, nbytes: int, asked: Asked) -> None:

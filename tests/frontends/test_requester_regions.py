@@ -14,6 +14,7 @@ from conch.messages import (
     ClientRegion,
     Fault,
     LogSettings,
+    Lost,
     OutputTarget,
     Region,
     RegionTable,
@@ -245,6 +246,35 @@ class TestRequests:
             worker.fail(requests[1], Fault("ModelError", "no"))
             await eventually(lambda: announced_to(worker) == [(SegmentRetired(NUMBER), False)])
             assert descriptors_of(memory) == 0
+
+    @on_uvloop
+    @pytest.mark.parametrize(("name", "offset"), [("mine", 0), ("mine", 63), ("alias", 4096 + 63)])
+    async def test_what_writes_over_its_own_input_is_not_run_again(self, run_dir: Path, name: str, offset: int) -> None:
+        with client_memory(NBYTES) as memory:
+            async with setup(run_dir) as s:
+                tell(s.broker, region(memory, offset=4096), region(memory, 78, "alias"))
+                await seen(s.broker, 5)
+                window = s.requester.regions.window
+                future = s.submit(call_on(window("mine", 0, 64), targets={"OUTPUT0": window(name, offset, 64)}))
+                request = await s.broker.request()
+                s.broker.send(Lost("w", (request.id,), False, Fault("WorkerDied", "killed"), (1,), 1))
+                with pytest.raises(errors.WorkerDied, match="killed"):
+                    await future
+
+    @on_uvloop
+    @pytest.mark.parametrize(("name", "offset"), [("mine", 64), ("alias", 0), ("alias", 4096 - 64)])
+    async def test_what_writes_beside_its_input_is(self, run_dir: Path, name: str, offset: int) -> None:
+        with client_memory(NBYTES) as memory:
+            async with setup(run_dir) as s:
+                tell(s.broker, region(memory, offset=4096), region(memory, 78, "alias"))
+                await seen(s.broker, 5)
+                window = s.requester.regions.window
+                future = s.submit(call_on(window("mine", 0, 64), targets={"OUTPUT0": window(name, offset, 64)}))
+                request = await s.broker.request()
+                s.broker.send(Lost("w", (request.id,), False, Fault("WorkerDied", "killed"), (1,), 1))
+                again = await s.broker.request()
+                assert (again.id, again.attempt) == (request.id, 2)
+                future.cancel()
 
     @on_uvloop
     async def test_a_region_that_is_gone_or_is_on_a_gpu(self, run_dir: Path) -> None:

@@ -18,9 +18,10 @@ from frontends.grpc.http2.headers import (
 )
 from frontends.grpc.http2.liveness import Due, Liveness
 from frontends.grpc.http2.receiving import Receiver
-from frontends.grpc.http2.rpc import Rpc, UnaryRpc
+from frontends.grpc.http2.rpc import Rpc
 from frontends.grpc.http2.sending import Sender, trailers
 from frontends.grpc.http2.streams import StreamRpc
+from frontends.grpc.http2.unary import UnaryRpc
 
 if TYPE_CHECKING:
     from frontends.grpc.engines.http2 import Http2Engine
@@ -53,6 +54,11 @@ class Connection(asyncio.BufferedProtocol):
         self._served = frames.MAX_31_BITS
         #: when the first GOAWAY was sent
         self._draining_since: float | None = None
+
+    @property
+    def is_leaving(self) -> bool:
+        """The client knows that new calls have no place here."""
+        return self._served != frames.MAX_31_BITS
 
     # --------------------------------------------------------------------------------------------- transport's events
 
@@ -245,7 +251,7 @@ class Connection(asyncio.BufferedProtocol):
         self.sender.forget(rpc)
         if rpc.deadline is not None:
             self.engine.unwatch(rpc)
-        if not self._rpcs and self._served != frames.MAX_31_BITS:
+        if self.is_leaving:
             self._close_if_done()
 
     # ---------------------------------------------------------------------------------------------- time and closing
@@ -276,6 +282,9 @@ class Connection(asyncio.BufferedProtocol):
     def finish(self) -> None:
         """Nothing but replies that there are already."""
         if self._transport is None:
+            return
+        if self._receiver.stopped:
+            self._transport.close()
             return
         for rpc in list(self._rpcs.values()):
             if rpc.output is None or rpc.output.end is None:
@@ -329,7 +338,7 @@ class Connection(asyncio.BufferedProtocol):
         if since is not None:
             if limits.age_grace_seconds and now - since > limits.age_grace_seconds:
                 transport.abort()
-            elif self._served == frames.MAX_31_BITS and now - since > limits.keepalive_timeout_seconds:
+            elif not self.is_leaving and now - since > limits.keepalive_timeout_seconds:
                 self._last_goaway()  # it has not answered the ping
             return
         if self._receiver.heard:

@@ -124,8 +124,7 @@ class Sender:
         if stream in self._blocked:
             return  # it waits already
         self._blocked[stream] = now
-        if self.writable:
-            self._send_some(stream, now)
+        self._try(stream, now)
 
     def reset(self, number: int, code: int) -> None:
         self.control(rst_stream(number, code))
@@ -143,8 +142,8 @@ class Sender:
     def widen_stream(self, stream: Sending, increment: int, now: float) -> None:
         """Raises ``ConnectionFault``."""
         stream.window = widened(stream.window, increment)
-        if self.writable and stream in self._blocked:
-            self._send_some(stream, now)
+        if stream in self._blocked:
+            self._try(stream, now)
 
     def resume(self, now: float) -> None:
         self.writable = True
@@ -160,6 +159,10 @@ class Sender:
             for stream in list(self._blocked):
                 if self.writable and stream in self._blocked:
                     moved = self._send_some(stream, now) or moved
+
+    def _try(self, stream: Sending, now: float) -> None:
+        if self.writable and self._send_some(stream, now) and stream in self._blocked:
+            self.go_on(now)
 
     def _send_some(self, stream: Sending, now: float) -> bool:
         output = stream.output

@@ -10,7 +10,7 @@ from frontends.grpc.http2.flow import Output
 from frontends.grpc.http2.frames import NO_ERROR
 from frontends.grpc.http2.headers import OK_TRAILERS, RequestHead, failure_trailers
 from frontends.grpc.http2.messages import Message, Refused
-from frontends.grpc.http2.rpc import BUG, CUT_SHORT, Rpc
+from frontends.grpc.http2.rpc import BUG, CUT_SHORT, PADDING_NBYTES, Rpc
 from frontends.grpc.http2.sending import response_headers, trailers
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class StreamRpc(Rpc):
             return 0, 0
         missing = self.reader.missing if self.reader is not None else 0
         window = self.connection.engine.limits.window_nbytes
-        return max(missing, window // 2), max(missing, window)
+        return max(missing, window // 2) + PADDING_NBYTES, max(missing, window) + PADDING_NBYTES
 
     def __aiter__(self) -> "StreamRpc":
         return self

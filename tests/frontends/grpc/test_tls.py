@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tritonclient.grpc as client
 from tritonclient.utils import InferenceServerException
@@ -10,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 from conch.errors import InvalidArgument
 from conch.settings import Settings
 from frontends.grpc.engines.aio import credentials
+from frontends.grpc.engines.http2 import tls_context
 from tests.certificates import make, needs_openssl
 from tests.frontends.grpc.support import EngineName, Frontend
 from tests.frontends.grpc.test_client import check, simple_inputs
@@ -73,6 +75,17 @@ def test_files_that_do_not_serve(files: Files, tmp_path: Path) -> None:
         ({"grpc_server_cert": nonsense}, "are not a certificate and its key, in PEM"),
         ({"grpc_root_cert": nonsense}, "--grpc-root-cert .* holds no usable certificate"),
     ):
-        with pytest.raises(InvalidArgument, match=text):
-            credentials(Settings(**{**files.settings(mutual=True), **changed}))
-    assert credentials(Settings(grpc_server_cert="/nowhere")) is None
+        for read in (credentials, tls_context):
+            with pytest.raises(InvalidArgument, match=text):
+                read(Settings(**{**files.settings(mutual=True), **changed}))
+    for read in (credentials, tls_context):
+        assert read(Settings(grpc_server_cert="/nowhere")) is None
+
+
+def test_large_tensors(engine: EngineName, files: Files) -> None:
+    values = np.arange(1 << 20, dtype=np.float32)
+    tensor = client.InferInput("INPUT0", [1 << 20], "FP32")
+    tensor.set_data_from_numpy(values)
+    with Frontend(engine, **files.settings()) as frontend, files.connect(frontend, False) as triton:
+        for _ in range(3):
+            assert (triton.infer("echo_fp32", [tensor]).as_numpy("OUTPUT0") == values).all()

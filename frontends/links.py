@@ -94,13 +94,19 @@ class Links:
                     pass
 
     def announce(self, message: SegmentAdded, descriptor: int) -> None:
-        """Tells every worker."""
+        """Tells every worker. ``descriptor`` stays open until the segment's ``retire``, or right before that."""
         for link in self._links.values():
             self._send(link, message, descriptor)
 
     def retire(self, number: int) -> None:
+        """A worker that has not been sent the announcement, because it does not read, hears of neither: clients can
+        register memory much faster than a busy worker reads."""
         for link in self._links.values():
-            self._send(link, SegmentRetired(number), None)
+            unannounced = next((item for item in link.backlog if _announces(item[0], number)), None)
+            if unannounced is None:
+                self._send(link, SegmentRetired(number), None)
+            else:
+                link.backlog.remove(unannounced)
 
     # ------------------------------------------------------------------------------------------------------ inside
 
@@ -175,9 +181,6 @@ class Links:
         self._loop.remove_reader(descriptor)
         self._loop.remove_writer(descriptor)
         link.channel.close()
-        for _, kept in link.backlog:
-            if kept is not None:
-                os.close(kept)
         link.backlog.clear()
         # The mappings end with the last result that is in them: it is still read, and then given back.
 
@@ -188,8 +191,7 @@ class Links:
                 return
         except ChannelClosed:
             return  # what it had sent before is still to be read; then its end of file closes the link
-        # the segment may be closed before the worker reads
-        link.backlog.append((message, None if descriptor is None else os.dup(descriptor)))
+        link.backlog.append((message, descriptor))
         self._loop.add_writer(link.channel.fileno(), self._flush, link)
 
     def _flush(self, link: WorkerLink) -> None:
@@ -199,8 +201,10 @@ class Links:
                 if not link.channel.send_nowait(message, descriptor):
                     return
                 link.backlog.popleft()
-                if descriptor is not None:
-                    os.close(descriptor)
         except ChannelClosed:
             pass
         self._loop.remove_writer(link.channel.fileno())
+
+
+def _announces(message: RequesterToWorker, number: int) -> bool:
+    return isinstance(message, SegmentAdded) and message.segment == number

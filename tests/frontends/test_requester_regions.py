@@ -136,6 +136,33 @@ class TestAnnouncing:
                 s.requester.regions.window("mine", 0, 64)
 
     @on_uvloop
+    async def test_a_worker_that_does_not_read_costs_nothing(self, run_dir: Path) -> None:
+        """A client registers and unregisters without end while a model runs for long."""
+        changes = 1000  # several times what a connection takes
+        with client_memory(NBYTES) as memory:
+            async with setup(run_dir) as s:
+                worker = s.worker()
+                await eventually(lambda: len(s.requester._links) == 1)
+                (link,) = s.requester._links._links.values()
+                for number in range(changes):
+                    tell(s.broker, region(memory, number), revision=2 * number)
+                    tell(s.broker, revision=2 * number + 1)
+                tell(s.broker, region(memory, changes), revision=2 * changes)
+                await seen(s.broker, 2 * changes)
+                assert 0 < len(link.backlog) < 5
+                assert descriptors_of(memory) == 1
+                heard = []
+                await eventually(lambda: heard.extend(announced_to(worker)) or not link.backlog)
+                heard += announced_to(worker)
+                known = set()
+                for message, _ in heard:
+                    if isinstance(message, SegmentAdded):
+                        known.add(message.segment)
+                    else:
+                        known.remove(message.segment)
+                assert known == {changes}
+
+    @on_uvloop
     async def test_a_region_that_cannot_be_opened_yet_is_opened_later(self, run_dir: Path) -> None:
         with client_memory(NBYTES) as memory:
             async with setup(run_dir) as s:

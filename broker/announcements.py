@@ -33,6 +33,7 @@ class Announcements:
         self._told: dict[bytes, int] = {}
         self._seen: dict[bytes, int] = {}
         self._held: list[_Held] = []
+        self._exiting = False
 
     def told(self, requester: bytes, revision: int) -> None:
         """A table was sent to it."""
@@ -40,7 +41,7 @@ class Announcements:
 
     def answer(self, caller: bytes, answer: Answer, now: float) -> list[Addressed]:
         missing = {peer: told for peer, told in self._told.items() if self._seen.get(peer, -1) < told}
-        if not missing:
+        if not missing or self._exiting:
             return [(caller, answer)]
         self._held.append(_Held(caller, answer, missing, now + PATIENCE_S))
         return []
@@ -70,8 +71,8 @@ class Announcements:
         return self._held[0].until if self._held else None
 
     def stop_waiting(self) -> list[Addressed]:
-        """The server exits: what is held might never be sent."""
-        self._told.clear()
+        """The server exits: what is held, now or later, might never be sent."""
+        self._exiting = True
         return self._release(lambda held: True)
 
     def _release(self, ready: Callable[[_Held], bool]) -> list[Addressed]:

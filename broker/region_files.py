@@ -9,7 +9,7 @@ import msgspec
 
 from broker.regions import MAX_REGIONS, Registry, cannot_open, invalid
 from conch.messages import Fault, Region, RegisterCudaRegion, RegisterRegion, UnregisterRegions
-from shm.region_files import is_own_segment, open_held, open_key
+from shm.region_files import RegionFile, is_own_segment, open_held, open_key
 
 logger = logging.getLogger("conch.broker.region_files")
 
@@ -40,18 +40,20 @@ class Regions:
         try:
             opened = open_key(call.key)
         except (OSError, ValueError) as error:
-            logger.info("the memory for region '%s' cannot be opened: %s", call.name, error)
-            if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
-                return Fault("Overloaded", "the server has no room for another shared memory region; try again later")
-            return cannot_open(call)
-        if is_own_segment(opened.file):
-            logger.error("a client asked for the server's own memory as region '%s'", call.name)
-            fault = invalid(call)
-        else:
-            fault = self._registry.add(call, os.getpid(), *opened)
+            return _why_not_open(call, error)
+        try:
+            fault = self._add(call, opened)
+        except OSError as error:
+            fault = _why_not_open(call, error)
         if fault is not None:
             os.close(opened.descriptor)
         return fault
+
+    def _add(self, call: RegisterRegion, opened: RegionFile) -> Fault | None:
+        if is_own_segment(call.key, opened.file):
+            logger.error("a client asked for the server's own memory as region '%s'", call.name)
+            return invalid(call)
+        return self._registry.add(call, os.getpid(), *opened)
 
     def unregister(self, call: UnregisterRegions) -> bool:
         """Whether something was registered under this name."""
@@ -78,6 +80,13 @@ class Regions:
 
     def close(self) -> None:
         _close(self._registry.regions)
+
+
+def _why_not_open(call: RegisterRegion, error: OSError | ValueError) -> Fault:
+    logger.info("the memory for region '%s' cannot be opened: %s", call.name, error)
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+        return Fault("Overloaded", "the server has no room for another shared memory region; try again later")
+    return cannot_open(call)
 
 
 def _close(regions: list[Region] | tuple[Region, ...]) -> None:

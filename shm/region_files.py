@@ -56,9 +56,12 @@ def _open(path: str, file: tuple[int, int]) -> RegionFile:
     return RegionFile(descriptor, file, found.st_size)
 
 
-def is_own_segment(file: tuple[int, int]) -> bool:
-    """Whether this is memory that processes of this server share with each other, whatever the name that led to it."""
+def is_own_segment(key: str, file: tuple[int, int]) -> bool:
+    """Whether this is memory that processes of this server share with each other, whatever the name that led to it.
+    Raises ``OSError``."""
     prefix = name_prefix()
+    if key.lstrip("/").startswith(prefix):
+        return True  # even if its owner has removed the name since: others may still read it
     with os.scandir(SHARED_MEMORY_FOLDER) as entries:
         for entry in entries:
             if entry.inode() == file[1] and entry.name.startswith(prefix):

@@ -68,6 +68,7 @@ class TestAnswers:
         waits.told(ONE, 3)
         waits.answer(CALLER, answer(), 0.0)
         assert waits.stop_waiting() == [(CALLER, answer())]
+        waits.told(ONE, 4)  # models are unloaded
         assert waits.answer(CALLER, answer(2), 0.0) == [(CALLER, answer(2))]
 
 

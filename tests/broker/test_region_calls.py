@@ -178,9 +178,13 @@ class TestRegister:
         with broker(run_dir, repository) as process, around(run_dir) as peers:
             requester = peers.requester()
             assert register(requester, "a", memory) is None
-            limit(process, 3)
-            fault = register(requester, "b", memory)
-            assert fault is not None and fault.kind == "Overloaded"
+            used = {int(path.name) for path in Path(f"/proc/{process.process.pid}/fd").iterdir()}
+            free = [number for number in range(max(used) + 2) if number not in used]
+            for most in (3, free[0] + 1):  # none left, one
+                limit(process, most)
+                fault = register(requester, "b", memory)
+                assert fault is not None and fault.kind == "Overloaded"
+                assert opened_in(process, memory) == 1
             limit(process, 1024)
             assert register(requester, "b", memory) is None
 

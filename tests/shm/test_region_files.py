@@ -129,8 +129,13 @@ def test_our_own_segments_are_known_under_any_name(path: Path, memory: ClientMem
         opened = open_key(path.name)
         os.close(opened.descriptor)
         assert opened.file == (found.st_dev, found.st_ino)
-        assert is_own_segment(opened.file)
+        assert is_own_segment(path.name, opened.file)
         foreign = os.fstat(memory.descriptor)
-        assert not is_own_segment((foreign.st_dev, foreign.st_ino))
+        assert not is_own_segment(memory.key, (foreign.st_dev, foreign.st_ino))
+        opened = open_key(segment._name)
+        os.close(opened.descriptor)
+        path.unlink()
+        os.unlink(SHARED_MEMORY_FOLDER + segment._name)  # just then
+        assert is_own_segment(segment._name, opened.file)
     finally:
         segment.close()

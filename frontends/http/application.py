@@ -4,11 +4,13 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from conch.categories import Category
 from conch.errors import ConchError, Forbidden, InvalidArgument, Unsupported
 from conch.messages import ServerSettings
 from conch.settings import Settings
 from frontends.http.calls import AskedLike, RequesterLike
 from frontends.http.compression import Compression
+from frontends.http.cross_origin import is_cross_origin
 from frontends.http.docs_page import DocsEndpoints
 from frontends.http.endpoints import Endpoints
 from frontends.http.errors import reply_to
@@ -33,6 +35,7 @@ _INFER: Final = Endpoint.INFER
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
 _ACCEPT_ENCODING: Final = b"accept-encoding"
+_CROSS_ORIGIN: Final = "other sites' pages may not do this; send it from a program, or from this server's page /v2/docs"
 _DECOUPLED: Final = "HTTP end point doesn't support models with decoupled transaction policy"
 
 
@@ -88,7 +91,7 @@ class HttpApplication:
         if self._verbose:
             logger.debug("HTTP request: %s %s", request.method.decode(), request.target.decode("latin-1"))
         match = resolve(request.target)
-        if match is None or self._restricts or request.method not in match.methods:
+        if match is None or match.endpoint is not _INFER or self._restricts or request.method not in match.methods:
             # otherwise there is nothing to ask, and a call saved
             admitted = self._admit(request)
             if isinstance(admitted, Reply):
@@ -113,6 +116,8 @@ class HttpApplication:
                 return reply_to(error)
         if request.method not in match.methods:
             return error_reply(405, "Method Not Allowed", b"Allow: %b\r\n" % b", ".join(match.methods))
+        if request.method == b"POST" and match.category is not Category.INFERENCE and is_cross_origin(request.fields):
+            return error_reply(403, _CROSS_ORIGIN)
         return match
 
     def refuse(self, request: Request, nbytes: int) -> Reply | None:

@@ -261,16 +261,9 @@ class Connection(asyncio.BufferedProtocol):
         self._receiver.stop()
         for rpc in list(self._rpcs.values()):
             rpc.cancel()
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        self._since = self.engine.now
-        transport.write(frames.goaway(self._receiver.last, code, text))
-        if transport.can_write_eof():
-            # closed at once, a client that still sends would get a reset instead
-            transport.write_eof()
-        else:
-            transport.close()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames.goaway(self._receiver.last, code, text))
+            self._leave()
 
     def drain(self) -> None:
         """No new calls, once the client has heard of it; the others may end."""
@@ -284,7 +277,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         if self._receiver.stopped:
-            self._transport.close()
             return
         for rpc in list(self._rpcs.values()):
             if rpc.output is None or rpc.output.end is None:
@@ -301,8 +293,22 @@ class Connection(asyncio.BufferedProtocol):
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if not self._rpcs and self._transport is not None:
-            self._transport.close()
+        if not self._rpcs and not self._receiver.stopped:
+            self._receiver.stop()
+            # not at once: the transport may be in the middle of a write
+            self.engine.loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        """Everything has been said."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._since = self.engine.now
+        if transport.can_write_eof():
+            # closed at once, a client that still sends would get a reset, and might not read what came before that
+            transport.write_eof()
+        else:
+            transport.close()
 
     def check(self, now: float, elapsed_s: float) -> None:
         """Enforces the time limits. Called by the sweep."""
@@ -313,7 +319,7 @@ class Connection(asyncio.BufferedProtocol):
             logger.debug("a client does not read its answers: disconnected")
             transport.abort()
         elif receiver.stopped:
-            if now - self._since > limits.linger_seconds:
+            if now - self._since > limits.linger_seconds and not transport.get_write_buffer_size():
                 transport.abort()
         elif not receiver.greeted:
             if now - self._since > limits.preface_seconds:

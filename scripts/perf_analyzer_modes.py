@@ -5,12 +5,14 @@ whether a failure is perf_analyzer's or the server's.
 """
 
 import argparse
+import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,24 +152,42 @@ def chosen_runs(pattern: str) -> Iterator[tuple[Mode, str]]:
                 yield mode, protocol
 
 
+def run_all(
+    runs: Sequence[tuple[Mode, str]], start: Callable[[], contextlib.AbstractContextManager[Server]]
+) -> list[str]:
+    """Prints the table as it comes; returns what failed."""
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="conch-perf-analyzer-") as name, start() as server:
+        write_data(Path(name))
+        print(header())
+        for mode, protocol in runs:
+            outcome = run_mode(mode, protocol, server, Path(name))
+            print(row(outcome), flush=True)
+            if outcome.failure:
+                failures.append(f"{protocol} {mode.features}: {outcome.failure}")
+    return failures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="perf-analyzer-modes", description="Runs perf_analyzer in every mode.")
     parser.add_argument("--only", default="", metavar="PATTERN", help='only if "PROTOCOL MODE" contains this')
     parser.add_argument("--server-flag", action="append", default=[], metavar="FLAG", help="--server-flag=--FLAG=VALUE")
     parser.add_argument("--triton", action="store_true", help=f"against the real Triton ({servers.ORACLE})")
     options = parser.parse_args()
+    runs = list(chosen_runs(options.only))
+    if not runs:
+        sys.exit(f"no protocol and mode contain {options.only!r}")
+    if shutil.which(perf_analyzer.command()[0]) is None:
+        sys.exit(
+            f"there is no {perf_analyzer.command()[0]}: install perf-analyzer, or name the command in $PERF_ANALYZER"
+        )
     start = servers.triton if options.triton else servers.conch
     flags = ["--model-control-mode=explicit", *(f"--load-model={model}" for model in SERVED_MODELS)]
     flags += options.server_flag
-    failures = []
-    with tempfile.TemporaryDirectory(prefix="conch-perf-analyzer-") as name, start([MODELS], flags) as server:
-        write_data(Path(name))
-        print(header())
-        for mode, protocol in chosen_runs(options.only):
-            outcome = run_mode(mode, protocol, server, Path(name))
-            print(row(outcome), flush=True)
-            if outcome.failure:
-                failures.append(f"{protocol} {mode.features}: {outcome.failure}")
+    try:
+        failures = run_all(runs, lambda: start([MODELS], flags))
+    except servers.DoesNotStart as error:
+        sys.exit(str(error))
     print("\n" + "\n".join(failures) if failures else "\nall passed")
     sys.exit(1 if failures else 0)
 

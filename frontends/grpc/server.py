@@ -3,16 +3,14 @@
 import asyncio
 import logging
 
-import uvloop
-
-from conch.errors import ConchError
-from conch.process import begin, keep_what_is_there, on_stop_signals
+from conch.process import keep_what_is_there, on_stop_signals
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from frontends.grpc.calls import Traffic
 from frontends.grpc.exchange import Engine
 from frontends.listening import bind
 from frontends.requester import Requester
+from frontends.running import first, run
 
 logger = logging.getLogger("conch.frontends.grpc.server")
 
@@ -48,7 +46,7 @@ async def serve(settings: Settings) -> bool:
 
         application = GrpcApplication(requester, settings)
         engine = make_engine(application, settings)
-        await _first(loaded, stop)
+        await first(loaded, stop)
         if stop.is_set():
             await engine.close(0)
             return True
@@ -79,30 +77,6 @@ async def drain(traffic: Traffic, engine: Engine, timeout_s: float, hurry: async
     return finished
 
 
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-
-
 def main() -> int:
-    """Exit codes: 0 after a stop signal, 1 otherwise."""
-    try:
-        settings = Settings.from_environ()
-    except ConchError as error:
-        logging.basicConfig()
-        logger.error("%s", error.message)
-        return 1
-    begin(settings)
-    if not settings.allow_grpc:
-        return 0
-    try:
-        finished = uvloop.run(serve(settings))
-    except (ConchError, OSError) as error:
-        logger.error("the gRPC frontend cannot run: %s", error)
-        return 1
-    if not finished:
-        logger.error("Exit timeout expired. Exiting immediately.")
-        return 1
-    return 0
+    """The process's exit code."""
+    return run("gRPC", logger, lambda settings: settings.allow_grpc, serve)

@@ -4,10 +4,7 @@ import asyncio
 import logging
 import resource
 
-import uvloop
-
-from conch.errors import ConchError
-from conch.process import begin, keep_what_is_there, on_stop_signals
+from conch.process import keep_what_is_there, on_stop_signals
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from frontends.http.application import HttpApplication
@@ -15,6 +12,7 @@ from frontends.http.engine import Engine, Limits
 from frontends.http.tls import server_context
 from frontends.listening import bind, listen
 from frontends.requester import Requester
+from frontends.running import first, run
 
 logger = logging.getLogger("conch.frontends.http.server")
 
@@ -45,7 +43,7 @@ async def serve(settings: Settings) -> bool:
     application = HttpApplication(requester, settings)
     await requester.start()
     try:
-        await _first(loaded, stop)
+        await first(loaded, stop)
         if stop.is_set():
             return True
         listen(listener)
@@ -74,13 +72,6 @@ async def _drain(engine: Engine, timeout_seconds: float, hurry: asyncio.Event) -
     return False
 
 
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-
-
 def _limits(settings: Settings) -> Limits:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     defaults = Limits()
@@ -92,22 +83,5 @@ def _limits(settings: Settings) -> Limits:
 
 
 def main() -> int:
-    """Exit codes: 0 after a stop signal, 1 otherwise."""
-    try:
-        settings = Settings.from_environ()
-    except ConchError as error:
-        logging.basicConfig()
-        logger.error("%s", error.message)
-        return 1
-    begin(settings)
-    if not settings.allow_http:
-        return 0
-    try:
-        finished = uvloop.run(serve(settings))
-    except (ConchError, OSError) as error:
-        logger.error("the HTTP frontend cannot run: %s", error)
-        return 1
-    if not finished:
-        logger.error("Exit timeout expired. Exiting immediately.")
-        return 1
-    return 0
+    """The process's exit code."""
+    return run("HTTP", logger, lambda settings: settings.allow_http, serve)

@@ -30,7 +30,7 @@ class MetricsApplication:
         if request.target.partition(b"?")[0] != b"/metrics":
             return error_reply(404, "Not Found")
         if request.method != b"GET":
-            return error_reply(405, "Method Not Allowed")
+            return error_reply(405, "Method Not Allowed", b"Allow: GET\r\n")
         return Scrape(self, self._observer)
 
     def page(self, statistics: list[ModelStatistics] | None) -> Reply:

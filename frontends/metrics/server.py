@@ -3,10 +3,7 @@
 import asyncio
 import logging
 
-import uvloop
-
-from conch.errors import ConchError
-from conch.process import begin, keep_what_is_there, on_stop_signals
+from conch.process import keep_what_is_there, on_stop_signals
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from frontends.http.engine import Engine, Limits
@@ -15,6 +12,7 @@ from frontends.metrics.application import MetricsApplication
 from frontends.metrics.machine import MachineMeter
 from frontends.metrics.observer import Observer
 from frontends.metrics.options import MetricsOptions
+from frontends.running import first, run
 
 logger = logging.getLogger("conch.frontends.metrics.server")
 
@@ -23,9 +21,9 @@ _STOP_WITHIN_S = 2.0
 _LIMITS = Limits(connections=256, buffered_nbytes=1 << 20, body_nbytes=1 << 16, pipelined=1)
 
 
-async def serve(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT. The port opens once the models have been loaded, one way or the other. Raises
-    ``ConchError``."""
+async def serve(settings: Settings) -> bool:
+    """Runs until SIGTERM or SIGINT and returns True: nobody minds a page that was cut off. The port opens once the
+    models have been loaded, one way or the other. Raises ``ConchError``."""
     options = MetricsOptions.parse(settings.metrics_config)
     for name in options.without_effect:
         logger.warning("--metrics-config %s is accepted but has no effect yet", name)
@@ -36,9 +34,9 @@ async def serve(settings: Settings) -> None:
     on_stop_signals(loop, stop.set)
     observer = Observer(RunDir(settings.run_dir))
     try:
-        await _first(observer.loaded, stop)
+        await first(observer.loaded, stop)
         if stop.is_set():
-            return
+            return True
         application = MetricsApplication(observer, latencies=options.counter_latencies)
         engine = Engine(application, _LIMITS)
         listen(listener)
@@ -50,6 +48,7 @@ async def serve(settings: Settings) -> None:
         if looking is not None:
             looking.cancel()
         await engine.drain(_STOP_WITHIN_S)
+        return True
     finally:
         listener.close()
         observer.close()
@@ -62,27 +61,6 @@ async def _look_at_machine(application: MetricsApplication, settings: Settings) 
         await asyncio.sleep(settings.metrics_interval_ms / 1000)
 
 
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-
-
 def main() -> int:
-    """Exit codes: 0 after a stop signal, 1 otherwise."""
-    try:
-        settings = Settings.from_environ()
-    except ConchError as error:
-        logging.basicConfig()
-        logger.error("%s", error.message)
-        return 1
-    begin(settings)
-    if not settings.allow_metrics:
-        return 0
-    try:
-        uvloop.run(serve(settings))
-    except (ConchError, OSError) as error:
-        logger.error("the metrics frontend cannot run: %s", error)
-        return 1
-    return 0
+    """The process's exit code."""
+    return run("metrics", logger, lambda settings: settings.allow_metrics, serve)

@@ -20,7 +20,7 @@ class _Region:
     """``nbytes`` bytes from ``offset`` of the file behind ``descriptor``, which it owns. Mapped at the first use: most
     workers never use most regions, and by then the client may have mended what it had cut."""
 
-    __slots__ = ("_descriptor", "_mapping", "_nbytes", "_offset", "_view")
+    __slots__ = ("_descriptor", "_mapping", "_nbytes", "_offset", "_view", "announcers")
 
     def __init__(self, descriptor: int, offset: int, nbytes: int) -> None:
         self._descriptor = descriptor
@@ -28,6 +28,8 @@ class _Region:
         self._nbytes = nbytes
         self._mapping: mmap.mmap | None = None
         self._view = memoryview(b"")
+        #: how many requesters have announced it and not retired it
+        self.announcers = 0
 
     def check(self, tensor: str) -> None:
         """Raises ``InvalidArgument`` if the file has been cut."""
@@ -100,10 +102,36 @@ class ClientWindow:
         return self._region.is_aligned(self.reference.offset, alignment)
 
 
+class OpenRegions:
+    """The regions that a process has open, by number, each once however many requesters announce it: clients decide how
+    many there are, and each takes a descriptor. Belongs to one thread."""
+
+    def __init__(self) -> None:
+        self._regions: dict[int, _Region] = {}
+
+    def open(self, number: int, descriptor: int, offset: int, nbytes: int) -> _Region:
+        """Takes over ``descriptor``. To be followed by one ``close``."""
+        region = self._regions.get(number)
+        if region is None:
+            region = self._regions[number] = _Region(descriptor, offset, nbytes)
+        else:
+            os.close(descriptor)
+        region.announcers += 1
+        return region
+
+    def close(self, number: int) -> None:
+        region = self._regions[number]
+        region.announcers -= 1
+        if not region.announcers:
+            del self._regions[number]
+            region.close()
+
+
 class ClientRegions:
     """The regions that one requester has announced, by number. Belongs to one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, opened: OpenRegions) -> None:
+        self._opened = opened
         self._regions: dict[int, _Region] = {}
         self._retired: dict[int, None] = {}
 
@@ -118,13 +146,12 @@ class ClientRegions:
                 raise BadReference(f"region {number} was announced with {nbytes} bytes from {offset}")
             return
         self._retired.pop(number, None)
-        self._regions[number] = _Region(descriptor, offset, nbytes)
+        self._regions[number] = self._opened.open(number, descriptor, offset, nbytes)
 
     def remove(self, number: int) -> None:
         """A view that is still in use stays valid."""
-        region = self._regions.pop(number, None)
-        if region is not None:
-            region.close()
+        if self._regions.pop(number, None) is not None:
+            self._opened.close(number)
         self._retired[number] = None
         if len(self._retired) > _MOST_RETIRED:
             del self._retired[next(iter(self._retired))]
@@ -149,6 +176,6 @@ class ClientRegions:
         return len(self._regions)
 
     def close(self) -> None:
-        for region in self._regions.values():
-            region.close()
+        for number in self._regions:
+            self._opened.close(number)
         self._regions.clear()

@@ -30,7 +30,7 @@ from conch.messages import (
 )
 from conch.run_dir import RunDir
 from shm.base import BadReference
-from shm.client_regions import ClientRegions, ClientWindow
+from shm.client_regions import ClientRegions, ClientWindow, OpenRegions
 from shm.leases import LeasedArena
 from shm.mapping import Mappings
 from shm.segment import Segment
@@ -70,6 +70,7 @@ class Connections:
         self._requesters: dict[int, str] = {}  # by descriptor
         self._mappings: dict[str, Mappings] = {}
         self._regions: dict[str, ClientRegions] = {}
+        self._open_regions = OpenRegions()
         self._looks = 0
         outputs.arena.on_segment_added = self._announce
         outputs.arena.on_segment_retired = self._retire
@@ -225,7 +226,7 @@ class Connections:
         self._requesters[channel.fileno()] = requester
         self._poll.register(channel.fileno(), select.POLLIN)
         self._mappings[requester] = Mappings()
-        self._regions[requester] = ClientRegions()
+        self._regions[requester] = ClientRegions(self._open_regions)
         self._send(requester, Link(PROTOCOL_VERSION, self._worker))
         for segment in self._outputs.segments:
             self._send(requester, _announcement(segment), segment.descriptor)

@@ -151,8 +151,8 @@ class TestAnnouncing:
                 await seen(s.broker, 2 * changes)
                 assert 0 < len(link.backlog) < 5
                 assert descriptors_of(memory) == 1
-                heard = []
-                await eventually(lambda: heard.extend(announced_to(worker)) or not link.backlog)
+                heard = announced_to(worker)
+                await eventually(lambda: not link.backlog)
                 heard += announced_to(worker)
                 known = set()
                 for message, _ in heard:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conch.errors import InvalidArgument
 from conch.messages import ClientRegion
 from shm.base import BadReference
-from shm.client_regions import ClientRegions
+from shm.client_regions import ClientRegions, OpenRegions
 from tests.client_memory import ClientMemory, client_memory
 
 NBYTES = 3 * 4096
@@ -27,7 +27,7 @@ def memory() -> Iterator[ClientMemory]:
 
 @pytest.fixture
 def regions() -> Iterator[ClientRegions]:
-    regions = ClientRegions()
+    regions = ClientRegions(OpenRegions())
     yield regions
     regions.close()
 
@@ -75,7 +75,7 @@ numbers = st.one_of(st.builds(lambda edge, step: edge + step, edges, st.integers
 
 @given(offset=numbers, nbytes=numbers)
 def test_fits_or_raises(offset: int, nbytes: int) -> None:
-    regions = ClientRegions()
+    regions = ClientRegions(OpenRegions())
     with client_memory(NBYTES) as memory:
         add(regions, memory)
         fits = 0 <= offset and 0 <= nbytes and offset + nbytes <= NBYTES
@@ -146,6 +146,26 @@ def test_retired_while_it_is_used(memory: ClientMemory, regions: ClientRegions) 
     with pytest.raises(InvalidArgument) as caught:
         read(regions, 0, 1)
     assert caught.value.message == "input 'IN' cannot be used: its shared memory region is not registered any more"
+
+
+def test_several_requesters_announce_the_same_memory(memory: ClientMemory) -> None:
+    """It takes one descriptor, until the last of them has retired it."""
+    before = len(os.listdir("/proc/self/fd"))
+    opened = OpenRegions()
+    requesters = [ClientRegions(opened) for _ in range(3)]
+    for requester in requesters:
+        add(requester, memory)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    window = requesters[0].window(ClientRegion(NUMBER, 0, 3), "output 'OUT'")
+    requesters[0].remove(NUMBER)
+    requesters[1].close()
+    window.view[:] = b"abc"
+    assert read(requesters[2], 0, 3) == b"abc"
+    for requester in requesters[:2]:
+        assert len(requester) == 0
+    del window
+    requesters[2].remove(NUMBER)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_known_is_what_was_announced_or_retired(memory: ClientMemory, regions: ClientRegions) -> None:

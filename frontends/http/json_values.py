@@ -25,6 +25,8 @@ NOT_ARRAY: Final = "attempt to access JSON non-array as array"
 _PARSER_DEPTH: Final = 900
 #: a string, or what may be one up to the end of the text; possessive and never failing, so that it takes linear time
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+#: only such numbers may be too large for an integer of 64 bits, or for a double
+_LONG_NUMBERS: Final = re.compile(rb"[0-9]{19}|[0-9][eE]")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 MAX_UNSIGNED: Final = 2**64 - 1
 _MIN_SIGNED: Final = -(2**63)
@@ -91,7 +93,10 @@ def _parse_slowly(text: bytes) -> Any:
     if _depth(text) > _PARSER_DEPTH:
         raise too_deep()
     try:
-        value = json.loads(text.decode(), parse_float=_float, parse_int=_int)
+        if _LONG_NUMBERS.search(text) is None:
+            value = json.loads(text.decode())
+        else:  # slow: calls of Python for every number
+            value = json.loads(text.decode(), parse_float=_float, parse_int=_int)
         orjson.dumps(value)  # refuses half surrogate pairs, which could not be written as UTF-8 later
     except json.JSONDecodeError as error:
         raise _malformed(_WORDS.get(error.msg, "Invalid value."), error.pos) from None

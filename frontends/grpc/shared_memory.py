@@ -3,12 +3,10 @@
 from typing import Any
 
 from conch.categories import Category
-from conch.errors import Unsupported
 from conch.messages import RegisterCudaRegion, RegisterRegion, UnregisterRegions
 from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary, unary_later
 from frontends.grpc.codec import service_pb2 as pb
-
-_DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+from frontends.regions import check_allowed
 
 
 class SharedMemoryRpcs:
@@ -55,27 +53,23 @@ class SharedMemoryRpcs:
         return response
 
     async def _register_system(self, request: Any) -> Any:
-        self._check()
+        check_allowed(self._allowed)
         await self._requester.call(RegisterRegion(0, request.name, request.key, request.offset, request.byte_size))
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def _register_cuda(self, request: Any) -> Any:
-        self._check()
+        check_allowed(self._allowed)
         await self._requester.call(
             RegisterCudaRegion(0, request.name, request.raw_handle, request.device_id, request.byte_size)
         )
         return pb.CudaSharedMemoryRegisterResponse()
 
     async def _unregister_system(self, request: Any) -> Any:
-        self._check()
+        check_allowed(self._allowed)
         await self._requester.call(UnregisterRegions(0, "system", request.name))
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def _unregister_cuda(self, request: Any) -> Any:
-        self._check()
+        check_allowed(self._allowed)
         await self._requester.call(UnregisterRegions(0, "cuda", request.name))
         return pb.CudaSharedMemoryUnregisterResponse()
-
-    def _check(self) -> None:
-        if not self._allowed:
-            raise Unsupported(_DISABLED)

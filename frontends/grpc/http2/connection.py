@@ -145,37 +145,49 @@ class Connection(asyncio.BufferedProtocol):
 
     def control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         """Any other frame but DATA. Raises ``ConnectionFault``."""
-        now, sender = self.engine.now, self.sender
-        rpc = self._rpcs.get(number)
-        if number > self._receiver.last and kind in (frames.RST_STREAM, frames.WINDOW_UPDATE):
-            raise ConnectionFault(frames.PROTOCOL_ERROR, "a frame of no stream")
-        if kind == frames.WINDOW_UPDATE:
-            increment = frames.parse_increment(payload, number)
-            if not number:
-                sender.widen(increment, now)
-            elif rpc is not None and increment:
-                sender.widen_stream(rpc, increment, now)
-            elif rpc is not None:
-                rpc.cancel()
-                self._reset(number, frames.PROTOCOL_ERROR)
-        elif kind == frames.RST_STREAM:
+        if kind == frames.RST_STREAM:
             if len(payload) != 4:
                 raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a reset of a wrong size")
+            rpc = self._rpc(number)
             if rpc is not None:
                 if not self._cancelled.take():
                     raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many cancelled calls")
                 rpc.cancel()
         elif kind == frames.PING:
-            self._ping(flags, payload, now)
+            self._ping(flags, payload)
         elif kind == frames.SETTINGS:
             self._settings(flags, payload)
         elif kind == frames.GOAWAY:
             self._served = min(self._served, self._receiver.last)
             self._close_if_done()
+        elif kind == frames.WINDOW_UPDATE:
+            raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a window update of a wrong size")
         elif kind == frames.PUSH_PROMISE:
             raise ConnectionFault(frames.PROTOCOL_ERROR, "clients promise nothing")
         elif len(payload) != 5:
             raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a priority of a wrong size")
+
+    def window_update(self, number: int, increment: int) -> None:
+        """Raises ``ConnectionFault``."""
+        if not number:
+            if not increment:
+                raise ConnectionFault(frames.PROTOCOL_ERROR, "a window update of nothing")
+            self.sender.widen(increment, self.engine.now)
+            return
+        rpc = self._rpc(number)
+        if rpc is None:
+            return
+        if increment:
+            self.sender.widen_stream(rpc, increment, self.engine.now)
+        else:
+            rpc.cancel()
+            self._reset(number, frames.PROTOCOL_ERROR)
+
+    def _rpc(self, number: int) -> Rpc | None:
+        """None for one that has ended."""
+        if number > self._receiver.last:
+            raise ConnectionFault(frames.PROTOCOL_ERROR, "a frame of no stream")
+        return self._rpcs.get(number)
 
     def _trailers(self, number: int, head: RequestHead, ends: bool) -> None:
         rpc = self._rpcs.get(number)
@@ -202,7 +214,7 @@ class Connection(asyncio.BufferedProtocol):
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many calls that cannot be served")
         self.sender.reset(number, code)
 
-    def _ping(self, flags: int, payload: bytes, now: float) -> None:
+    def _ping(self, flags: int, payload: bytes) -> None:
         if len(payload) != 8:
             raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a ping of a wrong size")
         if flags & frames.ACK:

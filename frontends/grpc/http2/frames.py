@@ -108,16 +108,6 @@ def parse_settings(payload: bytes) -> list[tuple[int, int]]:
     return pairs
 
 
-def parse_increment(payload: bytes, number: int) -> int:
-    """Of a WINDOW_UPDATE; 0 where that is only a stream's fault. Raises ``ConnectionFault``."""
-    if len(payload) != 4:
-        raise ConnectionFault(FRAME_SIZE_ERROR, "a window update of a wrong size")
-    increment = int.from_bytes(payload, "big") & MAX_31_BITS
-    if not increment and not number:
-        raise ConnectionFault(PROTOCOL_ERROR, "a window update of nothing")
-    return increment
-
-
 def header_block(payload: bytes, flags: int) -> bytes:
     """What a HEADERS frame has between padding and priority. Raises ``ConnectionFault``."""
     start, stop = 0, len(payload)

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Final
 
 from frontends.grpc.http2 import frames
 from frontends.grpc.http2.flow import Allowance
-from frontends.grpc.http2.frames import ConnectionFault, header_block, unpack_header
+from frontends.grpc.http2.frames import (
+    CONTINUATION,
+    DATA,
+    END_STREAM,
+    HEADER_NBYTES,
+    MAX_31_BITS,
+    PADDED,
+    WINDOW_UPDATE,
+    ConnectionFault,
+    header_block,
+    unpack_header,
+)
 from frontends.grpc.http2.messages import PREFIX_NBYTES
 from frontends.grpc.http2.rpc import Rpc
 
@@ -130,16 +141,16 @@ class Receiver:
             position = self._preface(data)
         elif self._left or self._padding:
             position = self._payload(data, 0, end)
-        while end - position >= frames.HEADER_NBYTES and self._state != _NOTHING:
+        while end - position >= HEADER_NBYTES and self._state != _NOTHING:
             high, low, kind, flags, number = unpack_header(data, position)
             nbytes = high << 8 | low
-            start = position + frames.HEADER_NBYTES
+            start = position + HEADER_NBYTES
             stop = start + nbytes
-            number &= frames.MAX_31_BITS
-            if kind == frames.DATA:
+            number &= MAX_31_BITS
+            if kind == DATA:
                 rpc = self.rpcs.get(number)
                 if (
-                    flags == frames.END_STREAM
+                    flags == END_STREAM
                     and stop <= end
                     and rpc is not None
                     and rpc.reader is None
@@ -155,15 +166,26 @@ class Receiver:
                     position = stop
                     rpc.whole(bytes(data[start + PREFIX_NBYTES : stop]))
                     continue
-                padded = bool(flags & frames.PADDED and nbytes)
+                padded = bool(flags & PADDED and nbytes)
                 if padded and start == end:
                     break
                 self._check(kind, flags, number, nbytes)
                 self._begin_data(rpc, number, flags, nbytes, data[start] if padded else 0)
                 position = self._payload(data, start + padded, end)
                 continue
+            if (
+                kind == WINDOW_UPDATE
+                and nbytes == 4
+                and stop <= end
+                and self._headers is None
+                and self._state == _FRAMES
+            ):
+                # as usual as data: clients send two of them with each request
+                position = stop
+                self._connection.window_update(number, int.from_bytes(data[start:stop], "big") & MAX_31_BITS)
+                continue
             self._check(kind, flags, number, nbytes)
-            if kind > frames.CONTINUATION:
+            if kind > CONTINUATION:
                 self._rpc, self._left, self._padding = None, nbytes, 0
                 position = self._payload(data, start, end)
                 continue
@@ -202,7 +224,7 @@ class Receiver:
             raise ConnectionFault(frames.PROTOCOL_ERROR, "a connection's frame with a stream")
         if frames.HEADERS <= kind <= frames.CONTINUATION and nbytes > _MAX_CONTROL_NBYTES:
             raise ConnectionFault(frames.FRAME_SIZE_ERROR, "too large a frame")
-        if kind > frames.HEADERS:
+        if kind > frames.HEADERS and kind != WINDOW_UPDATE:
             self._count_idle_frame()
 
     def _count_idle_frame(self) -> None:

@@ -137,7 +137,8 @@ class Sender:
     def widen(self, increment: int, now: float) -> None:
         """Raises ``ConnectionFault``."""
         self.window = widened(self.window, increment)
-        self.go_on(now)
+        if self._blocked:
+            self.go_on(now)
 
     def widen_stream(self, stream: Sending, increment: int, now: float) -> None:
         """Raises ``ConnectionFault``."""

@@ -176,6 +176,14 @@ async def test_floods(name: str) -> None:
             await limited.application.held.get_nowait().cancelled.wait()
 
 
+async def test_many_calls_are_no_flood() -> None:
+    """Clients send a window update or two with each."""
+    async with connected(idle_frames=5, idle_frames_per_second=0.001, cancelled=5) as (_, peer):
+        for _ in range(50):
+            assert (await peer.ask("Say", bytes(10))).payload == bytes(10)
+            peer.raw(frame(8, 0, 0, b"\0\0\0\1"))
+
+
 async def test_pings() -> None:
     """As gRPC counts them: not those that come after data."""
     async with connected() as (_, peer):

@@ -1,12 +1,20 @@
 """The frontends' copy of the registry of client regions, and lookups in it with Triton's words."""
 
-from conch.errors import InvalidArgument, NotFound
+from conch.errors import InvalidArgument, NotFound, Unsupported
 from conch.messages import Region, RegionKind, RegionTable
 from frontends.inference import RegionWindow
 
 #: Triton's sizes are 64-bit unsigned
 _MAX_SIZE = 2**64 - 1
 _KIND_WORDS: dict[RegionKind, str] = {"system": "system", "cuda": "CUDA"}
+
+
+def check_allowed(allowed: bool) -> None:
+    """To be called before a client's call changes the registry. Raises ``Unsupported``."""
+    if not allowed:
+        raise Unsupported(
+            "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+        )
 
 
 class RegionTableView:

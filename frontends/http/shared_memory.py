@@ -4,15 +4,15 @@ import base64
 import binascii
 from typing import Any, Final
 
-from conch.errors import InvalidArgument, MalformedJson, Unsupported
+from conch.errors import InvalidArgument, MalformedJson
 from conch.messages import RegionKind, RegisterCudaRegion, RegisterRegion, UnregisterRegions
 from conch.settings import Settings
 from frontends.http.calls import BrokerCall, RequesterLike
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, json_reply
 from frontends.http.json_values import NOT_STRING, NOT_UNSIGNED, is_unsigned, missing, parse_members
 from frontends.http.routes import Match
+from frontends.regions import check_allowed
 
-_DISABLED: Final = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 _HANDLE_NBYTES: Final = 64
 
 
@@ -59,18 +59,14 @@ class SharedMemoryEndpoints:
         return self._unregister(match, "cuda")
 
     def _registration(self, request: Request, match: Match, kind: RegionKind) -> dict[str, Any]:
-        self._check_allowed()
+        check_allowed(self._allowed)
         if not match.region:
             raise InvalidArgument(f"'region name' is necessary to register {kind} shared memory region")
         return parse_members(bytes(request.body), self._max_input_nbytes)
 
     def _unregister(self, match: Match, kind: RegionKind) -> Pending:
-        self._check_allowed()
+        check_allowed(self._allowed)
         return self._call(UnregisterRegions(0, kind, match.region))
-
-    def _check_allowed(self) -> None:
-        if not self._allowed:
-            raise Unsupported(_DISABLED)
 
     def _call(self, message: RegisterRegion | RegisterCudaRegion | UnregisterRegions) -> Pending:
         return BrokerCall(self._requester.call(message), lambda result: Reply(200, JSON_TYPE))

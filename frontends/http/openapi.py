@@ -15,6 +15,8 @@ _DESCRIPTION: Final = (
     "models that are ready now. Tensors can also be sent and answered as binary data behind the JSON: see "
     "`binary_data_size`, `binary_data` and the header `Inference-Header-Content-Length`."
 )
+#: of all models together: the document is made between two requests, and sent whole
+_MAX_EXAMPLE_ELEMENTS: Final = 500_000
 _UNUSABLE: Final = re.compile(r"[^A-Za-z0-9._-]")
 _TAGS: Final = (
     ("health", "Is the server, or a model, there and ready?"),
@@ -32,6 +34,7 @@ def document(models: ModelTableView, server_id: str) -> dict[str, Any]:
     paths: dict[str, Any] = dict(FIXED_PATHS)
     schemas: dict[str, Any] = dict(SCHEMAS)
     examples: dict[str, Any] = {}
+    elements_left = _MAX_EXAMPLE_ELEMENTS
     tags = [{"name": name, "description": text} for name, text in _TAGS]
     for name in sorted({entry.name for entry in models.index(ready_only=True)}):
         versions = [models.lookup(name, str(version)) for version in models.ready_versions(name)]
@@ -41,7 +44,8 @@ def document(models: ModelTableView, server_id: str) -> dict[str, Any]:
         for model in versions:
             # the names of what it adds; a number keeps apart what differs in other characters only
             prefix = f"{_UNUSABLE.sub('_', name)}_v{model.version}_{len(schemas)}"
-            described = ModelSchemas(model, prefix)
+            described = ModelSchemas(model, prefix, elements_left)
+            elements_left -= described.example_elements
             schemas |= described.schemas
             examples |= described.examples
             base = f"/v2/models/{quote(name, safe='')}"

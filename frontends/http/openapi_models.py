@@ -9,7 +9,7 @@ from conch.model_config import ModelInput, ModelOutput
 from frontends.http.openapi_parts import BOOLEAN, COUNT, PARAMETERS, STRING, Schema, listed, record, reference
 from frontends.models import ReadyModel
 
-#: larger examples would be most of the document
+#: an image
 _MAX_EXAMPLE_ELEMENTS: Final = 200_000
 #: JSON has no numbers for them
 _BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
@@ -41,9 +41,10 @@ _IN_REGION: Final = record(
 
 class ModelSchemas:
     """``infer`` and ``generate`` are media types (schema and examples) of the requests; ``infer_response`` and
-    ``generate_response`` names of schemas. ``schemas`` and ``examples`` are to be added to the document."""
+    ``generate_response`` names of schemas. ``schemas`` and ``examples`` are to be added to the document; the examples
+    have ``example_elements`` elements, which are at most ``max_example_elements``."""
 
-    def __init__(self, model: ReadyModel, prefix: str) -> None:
+    def __init__(self, model: ReadyModel, prefix: str, max_example_elements: int) -> None:
         self._model = model
         self._batching = model.max_batch_size > 0
         self.infer_response = f"{prefix}_infer_response"
@@ -54,7 +55,8 @@ class ModelSchemas:
             f"{prefix}_generate_request": self._generate_request(),
             self.generate_response: self._generate_response(),
         }
-        data = _example_data(model)
+        data = _example_data(model, min(max_example_elements, _MAX_EXAMPLE_ELEMENTS))
+        self.example_elements = sum(map(len, data.values()))
         self.examples: dict[str, Any] = {}
         if data:
             self.examples[f"{prefix}_infer"] = {"value": self._infer_example(data)}
@@ -184,12 +186,12 @@ def _example_dims(tensor: ModelInput) -> list[int]:
     return [dim if dim >= 0 else 1 for dim in tensor.dims]
 
 
-def _example_data(model: ReadyModel) -> dict[str, list[Any]]:
+def _example_data(model: ReadyModel, max_elements: int) -> dict[str, list[Any]]:
     """Values for the inputs that there must be (or, if there need not be any, for the first). Empty if JSON cannot hold
     them, or only with great length."""
     inputs = [tensor for tensor in model.config.input if not tensor.optional] or list(model.config.input[:1])
     counts = [prod(_example_dims(tensor)) for tensor in inputs]
-    if sum(counts) > _MAX_EXAMPLE_ELEMENTS or any(tensor.datatype in _BINARY_ONLY for tensor in inputs):
+    if sum(counts) > max_elements or any(tensor.datatype in _BINARY_ONLY for tensor in inputs):
         return {}
     return {tensor.name: _example_values(tensor.datatype, count) for tensor, count in zip(inputs, counts, strict=True)}
 

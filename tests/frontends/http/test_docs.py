@@ -141,6 +141,18 @@ def test_changes_with_the_models() -> None:
         assert HOSTILE.encode() not in frontend.request("GET", "/v2/docs")[2]
 
 
+def test_many_models_of_images() -> None:
+    """A few have examples; the document of hundreds would hold everybody up while it is made."""
+    with Frontend() as frontend:
+        texts = {f"image{i}": json.dumps(config(f"image{i}", "FP32", [3, 224, 224])) for i in range(9)}
+        extra = tuple(ModelEntry(name, 1, "READY", "", True, text) for name, text in texts.items())
+        frontend.do(lambda: frontend.requester.models.update(table(extra=extra)))
+        found = document(frontend)
+        shown = [name for name in found["components"]["examples"] if name.startswith("image") and "infer" in name]
+        assert len(shown) == 3
+        assert all(f"/v2/models/{name}/infer" in found["paths"] for name in texts)
+
+
 @pytest.mark.parametrize("path", ["/v2/docs", "/v2/docs/openapi.json"])
 def test_they_are_metadata(path: str) -> None:
     with Frontend(http_restricted_api=("metadata:key=value",)) as frontend:

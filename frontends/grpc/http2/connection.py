@@ -16,12 +16,12 @@ from frontends.grpc.http2.headers import (
     failure_trailers,
     http_response,
 )
-from frontends.grpc.http2.liveness import Due, Liveness
 from frontends.grpc.http2.receiving import Receiver
 from frontends.grpc.http2.rpc import Rpc
 from frontends.grpc.http2.sending import Sender, trailers
 from frontends.grpc.http2.streams import StreamRpc
 from frontends.grpc.http2.unary import UnaryRpc
+from frontends.grpc.http2.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from frontends.grpc.engines.http2 import Http2Engine
@@ -32,9 +32,6 @@ logger = logging.getLogger("conch.frontends.grpc.http2.connection")
 _FRAME_NBYTES: Final = (1 << 24) - 1
 _UNKNOWN_METHOD: Final = Failure(UNIMPLEMENTED, "Method not found!")
 _STOPPED: Final = Failure(UNAVAILABLE, "the server has stopped")
-_TOO_SLOW: Final = Failure(UNAVAILABLE, "the request arrives too slowly")
-_DRAINING: Final = b"draining"
-_KEEPALIVE: Final = b"keepaliv"
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -43,17 +40,15 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, engine: "Http2Engine") -> None:
         self.engine = engine
         self.sender: Sender
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._since = engine.now
         self._decoder = HeaderDecoder()
-        self._liveness = Liveness(engine.limits, engine.now)
-        self._receiver = Receiver(self)
-        self._rpcs = self._receiver.rpcs
+        self.receiver = Receiver(self)
+        self._rpcs = self.receiver.rpcs
+        self._upkeep = Upkeep(self)
         self._cancelled = Allowance(engine.limits.cancelled, engine.limits.cancelled_per_second)
         #: streams up to this number are served: those before the last GOAWAY
         self._served = frames.MAX_31_BITS
-        #: when the first GOAWAY was sent
-        self._draining_since: float | None = None
 
     @property
     def is_leaving(self) -> bool:
@@ -64,7 +59,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        self._transport = transport
+        self.transport = transport
         limits = self.engine.limits
         self.sender = Sender(transport, limits)
         if not self.engine.add(self):
@@ -80,8 +75,8 @@ class Connection(asyncio.BufferedProtocol):
         transport.write(frames.settings(settings) + frames.window_update(0, more))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._receiver.stop()
+        self.transport = None
+        self.receiver.stop()
         self.engine.discard(self)
         for rpc in list(self._rpcs.values()):
             rpc.cancel()
@@ -96,11 +91,11 @@ class Connection(asyncio.BufferedProtocol):
         self.sender.resume(self.engine.now)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._receiver.buffer()
+        return self.receiver.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            self._receiver.received(nbytes)
+            self.receiver.received(nbytes)
         except ConnectionFault as fault:
             logger.debug("a client breaks the protocol: %s", fault.text)
             self.end(fault.code, fault.text)
@@ -113,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
     def headers(self, number: int, flags: int, block: bytes) -> None:
         """The beginning or the end of a request. Raises ``ConnectionFault``."""
         head = self._decoder.decode(block)
-        receiver = self._receiver
+        receiver = self.receiver
         ends = bool(flags & frames.END_STREAM)
         if number <= receiver.last:
             self._trailers(number, head, ends)
@@ -154,11 +149,11 @@ class Connection(asyncio.BufferedProtocol):
                     raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many cancelled calls")
                 rpc.cancel()
         elif kind == frames.PING:
-            self._ping(flags, payload)
+            self._upkeep.ping(flags, payload)
         elif kind == frames.SETTINGS:
             self._settings(flags, payload)
         elif kind == frames.GOAWAY:
-            self._served = min(self._served, self._receiver.last)
+            self._served = min(self._served, self.receiver.last)
             self._close_if_done()
         elif kind == frames.WINDOW_UPDATE:
             raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a window update of a wrong size")
@@ -185,7 +180,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _rpc(self, number: int) -> Rpc | None:
         """None for one that has ended."""
-        if number > self._receiver.last:
+        if number > self.receiver.last:
             raise ConnectionFault(frames.PROTOCOL_ERROR, "a frame of no stream")
         return self._rpcs.get(number)
 
@@ -213,20 +208,6 @@ class Connection(asyncio.BufferedProtocol):
         if not self._cancelled.take():
             raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too many calls that cannot be served")
         self.sender.reset(number, code)
-
-    def _ping(self, flags: int, payload: bytes) -> None:
-        if len(payload) != 8:
-            raise ConnectionFault(frames.FRAME_SIZE_ERROR, "a ping of a wrong size")
-        if flags & frames.ACK:
-            if payload == _DRAINING and self._draining_since is not None:
-                self._last_goaway()
-            return
-        if self.sender.sent_data:
-            self.sender.sent_data = False
-            self._liveness.replied()
-        if not self._liveness.ping(self.engine.loop.time(), bool(self._rpcs)):
-            raise ConnectionFault(frames.ENHANCE_YOUR_CALM, "too_many_pings")
-        self.sender.control(frames.frame(frames.PING, frames.ACK, 0, payload))
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if flags & frames.ACK:
@@ -259,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
             self.engine.watch(rpc)
 
     def closed(self, rpc: Rpc) -> None:
-        self._receiver.forget(rpc)
+        self.receiver.forget(rpc)
         self.sender.forget(rpc)
         if rpc.deadline is not None:
             self.engine.unwatch(rpc)
@@ -270,49 +251,43 @@ class Connection(asyncio.BufferedProtocol):
 
     def end(self, code: int, text: str) -> None:
         """The client has broken the protocol. It gets to know, and nothing else."""
-        self._receiver.stop()
+        self.receiver.stop()
         for rpc in list(self._rpcs.values()):
             rpc.cancel()
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frames.goaway(self._receiver.last, code, text))
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(frames.goaway(self.receiver.last, code, text))
             self._leave()
-
-    def drain(self) -> None:
-        """No new calls, once the client has heard of it; the others may end."""
-        if self._draining_since is None:
-            self._draining_since = self.engine.now
-            self.sender.control(frames.goaway(frames.MAX_31_BITS, frames.NO_ERROR, "max_age"))
-            self.sender.control(frames.frame(frames.PING, 0, 0, _DRAINING))
 
     def finish(self) -> None:
         """Nothing but replies that there are already."""
-        if self._transport is None:
+        if self.transport is None:
             return
-        if self._receiver.stopped:
+        if self.receiver.stopped:
             return
         for rpc in list(self._rpcs.values()):
             if rpc.output is None or rpc.output.end is None:
                 rpc.fail(_STOPPED)
-        self._last_goaway()
+        self.last_goaway()
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
-    def _last_goaway(self) -> None:
-        self._served = self._receiver.last
+    def last_goaway(self) -> None:
+        """Streams that the client has begun are served, and no others."""
+        self._served = self.receiver.last
         self.sender.control(frames.goaway(self._served, frames.NO_ERROR))
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if not self._rpcs and not self._receiver.stopped:
-            self._receiver.stop()
+        if not self._rpcs and not self.receiver.stopped:
+            self.receiver.stop()
             # not at once: the transport may be in the middle of a write
             self.engine.loop.call_soon(self._leave)
 
     def _leave(self) -> None:
         """Everything has been said."""
-        transport = self._transport
+        transport = self.transport
         if transport is None or transport.is_closing():
             return
         self._since = self.engine.now
@@ -324,7 +299,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def check(self, now: float, elapsed_s: float) -> None:
         """Enforces the time limits. Called by the sweep."""
-        transport, limits, receiver = self._transport, self.engine.limits, self._receiver
+        transport, limits, receiver = self.transport, self.engine.limits, self.receiver
         if transport is None:
             return
         if self.sender.is_stuck(now):
@@ -339,38 +314,4 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._cancelled.refill(elapsed_s)
             receiver.idle_frames.refill(elapsed_s)
-            self._check_rpcs(now)
-            self._check_age(now)
-
-    def _check_rpcs(self, now: float) -> None:
-        for rpc in self.sender.stalled(now):
-            cast(Rpc, rpc).cancel()
-            self.sender.reset(rpc.number, frames.CANCEL)
-        for rpc in [rpc for rpc in self._rpcs.values() if rpc.is_slow(now)]:
-            rpc.fail(_TOO_SLOW)
-
-    def _check_age(self, now: float) -> None:
-        limits, transport = self.engine.limits, self._transport
-        assert transport is not None
-        since = self._draining_since
-        if since is not None:
-            if limits.age_grace_seconds and now - since > limits.age_grace_seconds:
-                transport.abort()
-            elif not self.is_leaving and now - since > limits.keepalive_timeout_seconds:
-                self._last_goaway()  # it has not answered the ping
-            return
-        if self._receiver.heard:
-            self._receiver.heard = False
-            self._liveness.heard(now)
-        if self.sender.sent_data:
-            self.sender.sent_data = False
-            self._liveness.replied()
-        match self._liveness.check(now, bool(self._rpcs)):
-            case Due.PING:
-                self.sender.control(frames.frame(frames.PING, 0, 0, _KEEPALIVE))
-            case Due.ABORT:
-                transport.abort()
-            case Due.DRAIN:
-                self.drain()
-            case Due.NOTHING:
-                pass
+            self._upkeep.check(now)

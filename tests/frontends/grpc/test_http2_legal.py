@@ -238,6 +238,7 @@ async def test_a_deadline_that_only_the_server_watches() -> None:
             answer = await peer.ended(number)
             assert (answer.status, answer.trailers or answer.headers)[0] == "4"
         await limited.application.held.get_nowait().cancelled.wait()
+        assert (await peer.ended(peer.begin("Say", grpc_timeout="60m"))).status == "4"
         answer = await peer.ended(peer.begin("Say", grpc_timeout="soon"))
         assert answer.status == "13"
 

@@ -1,36 +1,58 @@
 """Log and trace settings as every protocol shows them, in Triton's order (inventory X-50, T-06)."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
-from conch.errors import InvalidArgument
-from conch.messages import LogSettings, ServerSettings, TraceSettings
+from conch.errors import InvalidArgument, Unsupported
+from conch.messages import LogSettings, ServerSettings, TraceSettings, UpdateLogSettings, UpdateTraceSettings
 from frontends.models import ModelTableView
 
 #: what may be said about logs -> the field of ``LogSettings``; ``log_file`` cannot be changed by a client
-LOG_FIELDS = {
+_LOG_FIELDS: Final = {
     "log_info": "info",
     "log_warning": "warning",
     "log_error": "error",
     "log_verbose_level": "verbose_level",
     "log_format": "format",
 }
-LOG_FORMATS = ("default", "ISO8601")
 #: Triton keeps it in 32 bits, signed
-MAX_VERBOSE_LEVEL = 2**31 - 1
-LOG_FILE_IS_FIXED = "log file location can not be updated through network protocol"
+_MAX_VERBOSE_LEVEL: Final = 2**31 - 1
 
 #: the same for tracing; ``trace_level`` is a list, the others are one value as text
-TRACE_FIELDS = {
+_TRACE_FIELDS: Final = {
     "trace_level": "level",
     "trace_rate": "rate",
     "trace_count": "count",
     "log_frequency": "log_frequency",
 }
-TRACE_FILE_IS_FIXED = "trace file location can not be updated through network protocol"
+
+Value = TypeVar("Value")
+
+
+def log_update(values: Mapping[str, Value], read: Callable[[str, Value], bool | int | str]) -> UpdateLogSettings:
+    """``read`` turns a setting of this name and value into what the setting must be, or raises. Raises ``Unsupported``
+    for ``log_file``."""
+    if "log_file" in values:
+        raise Unsupported("log file location can not be updated through network protocol")
+    changes = {field: read(name, values[name]) for name, field in _LOG_FIELDS.items() if name in values}
+    if "verbose_level" in changes:
+        changes["verbose_level"] = min(int(changes["verbose_level"]), _MAX_VERBOSE_LEVEL)
+    return UpdateLogSettings(0, changes)
+
+
+def trace_update(
+    model: str, values: Mapping[str, Value], read: Callable[[str, Value], tuple[str, ...] | None]
+) -> UpdateTraceSettings:
+    """``read`` as for logs; None stands for the global setting, or the one that the server was started with. Raises
+    ``Unsupported`` for ``trace_file``."""
+    if "trace_file" in values:
+        raise Unsupported("trace file location can not be updated through network protocol")
+    changes = {field: read(name, values[name]) for name, field in _TRACE_FIELDS.items() if name in values}
+    return UpdateTraceSettings(0, model, changes)
 
 
 def log_values(log: LogSettings) -> dict[str, bool | int | str]:
-    return {"log_file": "", **{name: getattr(log, field) for name, field in LOG_FIELDS.items()}}
+    return {"log_file": "", **{name: getattr(log, field) for name, field in _LOG_FIELDS.items()}}
 
 
 def trace_values(trace: TraceSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from conch.categories import Category
 from conch.errors import ConchError, Unsupported
 from conch.settings import Settings
-from frontends.grpc.calls import SERVICE, AskedLike, CountedPending, RequesterLike, Rpc, Traffic
+from frontends.grpc.calls import SERVICE, CountedPending, Rpc, Traffic
 from frontends.grpc.codec import split_request
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
 from frontends.grpc.exchange import Call, Failure, Metadata, Payload, Pending, Reply
@@ -24,6 +24,7 @@ from frontends.grpc.streams import InferStream, check_streamable
 from frontends.inference import InferenceResult, Outcome
 from frontends.metadata import server_metadata
 from frontends.models import ReadyModel
+from frontends.requesting import AskedLike, RequesterLike
 
 logger = logging.getLogger("conch.frontends.grpc.application")
 

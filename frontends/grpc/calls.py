@@ -4,39 +4,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from conch.categories import Category
-from conch.messages import ServerSettings
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
 from frontends.grpc.exchange import Call, Failure, Pending, Reply
-from frontends.inference import InferenceCall, Outcome
-from frontends.models import ModelTableView, ReadyModel
-from frontends.regions import RegionTableView
 
 logger = logging.getLogger("conch.frontends.grpc.calls")
 
 SERVICE = "/inference.GRPCInferenceService/"
-
-
-class AskedLike(Protocol):
-    """The part of ``frontends.requester.Asked`` that gRPC uses."""
-
-    def cancel(self) -> None: ...
-
-
-class RequesterLike(Protocol):
-    """The part of ``frontends.requester.Requester`` that gRPC uses."""
-
-    models: ModelTableView
-    regions: RegionTableView
-    server_settings: ServerSettings
-
-    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> AskedLike: ...
-
-    def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...
 
 
 class Traffic:

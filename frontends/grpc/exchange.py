@@ -4,12 +4,11 @@ Engines do HTTP/2 and gRPC; the application parses and writes protobuf. A stream
 road, one message at a time.
 """
 
-import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol
 
-logger = logging.getLogger("conch.frontends.grpc.exchange")
+from frontends.deferred import Deferred
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 #: an encoded message; a large one may be a view, of bytes, of memory that is used again once nobody has a view of it
@@ -37,26 +36,11 @@ class Failure(NamedTuple):
 Reply = bytes | Failure
 
 
-class Pending:
-    """An answer that comes later. Whoever makes it calls ``finish``, once and not before the engine has this object."""
+class Pending(Deferred[Reply]):
+    __slots__ = ()
 
-    __slots__ = ("on_reply",)
-
-    #: set by the engine
-    on_reply: Callable[[Reply], None]
-
-    def cancel(self) -> None:
-        """The client has gone, or its deadline has passed. ``finish`` may be called nevertheless."""
-        raise NotImplementedError
-
-    def finish(self, render: Callable[[Any], Reply], outcome: Any) -> None:
-        """Sends the reply that ``render`` makes of ``outcome``. An exception is a bug, logged and answered INTERNAL."""
-        try:
-            reply = render(outcome)
-        except Exception:
-            logger.exception("an answer could not be written")
-            reply = Failure(13, "internal error")
-        self.on_reply(reply)
+    def internal_error(self) -> Reply:
+        return Failure(13, "internal error")
 
 
 class Application(Protocol):

@@ -6,8 +6,9 @@ from conch.categories import Category
 from conch.errors import NotFound, NotReady
 from conch.messages import AskStatistics, BatchStatistics, Duration, ModelStatistics
 from frontends import metadata
-from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary, unary_later
+from frontends.grpc.calls import SERVICE, Rpc, Traffic, unary, unary_later
 from frontends.grpc.codec import service_pb2 as pb
+from frontends.requesting import RequesterLike
 
 _PHASES: Final = (
     "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",

@@ -3,11 +3,13 @@
 from typing import Any
 
 from conch.categories import Category
-from conch.errors import InvalidArgument, Unsupported
-from conch.messages import LoadModel, UnloadModel
+from conch.errors import InvalidArgument
+from conch.messages import UnloadModel
 from frontends import metadata
-from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary, unary_later
+from frontends.grpc.calls import SERVICE, Rpc, Traffic, unary, unary_later
 from frontends.grpc.codec import service_pb2 as pb
+from frontends.repository import check_repository, load_message
+from frontends.requesting import RequesterLike
 
 _CHOICE = "parameter_choice"
 
@@ -27,28 +29,17 @@ class RepositoryRpcs:
         }
 
     def _index(self, request: Any) -> Any:
-        _check_repository(request)
+        check_repository(request.repository_name)
         rows = metadata.repository_index(self._requester.models, request.ready)
         return pb.RepositoryIndexResponse(models=[pb.RepositoryIndexResponse.ModelIndex(**row) for row in rows])
 
     async def _load(self, request: Any) -> Any:
-        _check_repository(request)
-        config = ""
-        files: dict[str, bytes] = {}
-        for key, parameter in request.parameters.items():
-            if key == "config":
-                _check_type(parameter, key, "string_param")
-                config = parameter.string_param
-            elif key.startswith("file:"):
-                _check_type(parameter, key, "bytes_param")
-                files[key.removeprefix("file:")] = parameter.bytes_param
-            else:
-                raise InvalidArgument(f"unrecognized load parameter '{key}'.")
-        await self._requester.call(LoadModel(0, request.model_name, config, files))
+        check_repository(request.repository_name)
+        await self._requester.call(load_message(request.model_name, request.parameters.items(), _text, _content))
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any) -> Any:
-        _check_repository(request)
+        check_repository(request.repository_name)
         dependents = False
         if "unload_dependents" in request.parameters:
             parameter = request.parameters["unload_dependents"]
@@ -59,9 +50,16 @@ class RepositoryRpcs:
         return pb.RepositoryModelUnloadResponse()
 
 
-def _check_repository(request: Any) -> None:
-    if request.repository_name:
-        raise Unsupported("'repository_name' specification is not supported")
+def _text(key: str, parameter: Any) -> str:
+    _check_type(parameter, key, "string_param")
+    text: str = parameter.string_param
+    return text
+
+
+def _content(key: str, parameter: Any) -> bytes:
+    _check_type(parameter, key, "bytes_param")
+    content: bytes = parameter.bytes_param
+    return content
 
 
 def _check_type(parameter: Any, key: str, wanted: str) -> None:

@@ -3,19 +3,17 @@
 from typing import Any, Final
 
 from conch.categories import Category
-from conch.errors import InvalidArgument, Unsupported
-from conch.messages import LogSettings, TraceSettings, UpdateLogSettings, UpdateTraceSettings
-from frontends.grpc.calls import SERVICE, RequesterLike, Rpc, Traffic, unary_later
+from conch.errors import InvalidArgument
+from conch.messages import LogSettings, TraceSettings
+from frontends.grpc.calls import SERVICE, Rpc, Traffic, unary_later
 from frontends.grpc.codec import service_pb2 as pb
+from frontends.requesting import RequesterLike
 from frontends.server_settings import (
-    LOG_FIELDS,
-    LOG_FILE_IS_FIXED,
-    MAX_VERBOSE_LEVEL,
-    TRACE_FIELDS,
-    TRACE_FILE_IS_FIXED,
     check_traced_model,
     current_trace,
+    log_update,
     log_values,
+    trace_update,
     trace_values,
 )
 
@@ -35,24 +33,17 @@ class SettingsRpcs:
         }
 
     async def _log(self, request: Any) -> Any:
-        settings = request.settings
-        if "log_file" in settings:
-            raise Unsupported(LOG_FILE_IS_FIXED)
-        changes = {field: _log_value(name, settings[name]) for name, field in LOG_FIELDS.items() if name in settings}
-        if not changes:
+        update = log_update(request.settings, _log_value)
+        if not update.changes:
             return _shown_log(self._requester.server_settings.log)
-        return _shown_log(await self._requester.call(UpdateLogSettings(0, changes)))
+        return _shown_log(await self._requester.call(update))
 
     async def _trace(self, request: Any) -> Any:
-        """An empty list stands for the global setting, or the one that the server was started with."""
-        settings = request.settings
         check_traced_model(self._requester.models, request.model_name)
-        if "trace_file" in settings:
-            raise Unsupported(TRACE_FILE_IS_FIXED)
-        changes = {field: _texts(name, settings[name]) for name, field in TRACE_FIELDS.items() if name in settings}
-        if not changes:
+        update = trace_update(request.model_name, request.settings, _texts)
+        if not update.changes:
             return _shown_trace(current_trace(self._requester.server_settings, request.model_name))
-        return _shown_trace(await self._requester.call(UpdateTraceSettings(0, request.model_name, changes)))
+        return _shown_trace(await self._requester.call(update))
 
 
 def _log_value(name: str, setting: Any) -> bool | int | str:
@@ -60,7 +51,7 @@ def _log_value(name: str, setting: Any) -> bool | int | str:
     match name:
         case "log_verbose_level":
             _expect(choice, "uint32_param", "int32", name)
-            level: int = min(setting.uint32_param, MAX_VERBOSE_LEVEL)
+            level: int = setting.uint32_param
             return level
         case "log_format":
             _expect(choice, "string_param", "string", name)

@@ -8,7 +8,6 @@ from conch.categories import Category
 from conch.errors import ConchError, Forbidden, InvalidArgument, Unsupported
 from conch.messages import ServerSettings
 from conch.settings import Settings
-from frontends.http.calls import AskedLike, RequesterLike
 from frontends.http.compression import Compression
 from frontends.http.cross_origin import is_cross_origin
 from frontends.http.docs_page import DocsEndpoints
@@ -25,6 +24,7 @@ from frontends.http.server_settings import SettingsEndpoints
 from frontends.http.shared_memory import SharedMemoryEndpoints
 from frontends.inference import InferenceCall, InferenceResult, Outcome
 from frontends.models import ReadyModel
+from frontends.requesting import AskedLike, RequesterLike
 
 logger = logging.getLogger("conch.frontends.http.application")
 

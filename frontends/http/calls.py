@@ -1,34 +1,11 @@
-"""What endpoints ask the requester for."""
+"""What endpoints ask the broker for."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
-from conch.messages import ServerSettings
 from frontends.http.errors import RETRY_AFTER, reply_to
 from frontends.http.exchange import Pending, Reply, error_reply
-from frontends.inference import InferenceCall, Outcome
-from frontends.models import ModelTableView, ReadyModel
-from frontends.regions import RegionTableView
-
-
-class AskedLike(Protocol):
-    """The part of ``frontends.requester.Asked`` that HTTP uses."""
-
-    def cancel(self) -> None: ...
-
-
-class RequesterLike(Protocol):
-    """The part of ``frontends.requester.Requester`` that HTTP uses."""
-
-    models: ModelTableView
-    regions: RegionTableView
-    server_settings: ServerSettings
-    on_settings: Callable[[ServerSettings], None] | None
-
-    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> AskedLike: ...
-
-    def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...
 
 
 class BrokerCall(Pending):

@@ -4,25 +4,26 @@
 import base64
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from conch.errors import InvalidArgument, MalformedJson, Unsupported
+from conch.errors import InvalidArgument, MalformedJson
 from conch.messages import (
     AskStatistics,
     BatchStatistics,
     Duration,
-    LoadModel,
     ModelStatistics,
     UnloadModel,
 )
 from conch.settings import Settings
 from frontends import metadata
-from frontends.http.calls import BrokerCall, RequesterLike
+from frontends.http.calls import BrokerCall
 from frontends.http.errors import RETRY_AFTER
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, error_reply, json_reply
 from frontends.http.json_values import NOT_STRING, boolean, parse_members
 from frontends.http.routes import Match
+from frontends.repository import check_repository, load_message
+from frontends.requesting import RequesterLike
 
 _READY_IS_NESTED: Final = re.compile(rb'"ready"\s*:\s*[\[{]')
 _EMPTY: Final = Reply(200)
@@ -76,22 +77,12 @@ class Endpoints:
         return json_reply(metadata.repository_index(self._models, ready))
 
     def model_load(self, request: Request, match: Match) -> Pending:
-        _check_repository(match)
-        config = ""
-        files: dict[str, bytes] = {}
-        for key, value in self._parameters(request).items():
-            if type(value) is not str:
-                raise MalformedJson(NOT_STRING)
-            if key == "config":
-                config = value
-            elif key.startswith("file:"):
-                files[key.removeprefix("file:")] = _base64(key, value)
-            else:
-                raise InvalidArgument(f"unrecognized load parameter '{key}'.")
-        return self._call(LoadModel(0, match.model, config, files), _done)
+        check_repository(match.repository)
+        parameters = _strings(self._parameters(request))
+        return self._call(load_message(match.model, parameters, lambda _, text: text, _base64), _done)
 
     def model_unload(self, request: Request, match: Match) -> Pending:
-        _check_repository(match)
+        check_repository(match.repository)
         value = self._parameters(request).get("unload_dependents", False)
         dependents = boolean(value, "Unable to parse 'unload_dependents'")
         return self._call(UnloadModel(0, match.model, dependents), _done)
@@ -120,9 +111,11 @@ def _done(result: object) -> Reply:
     return Reply(200, JSON_TYPE)
 
 
-def _check_repository(match: Match) -> None:
-    if match.repository:
-        raise Unsupported("'repository_name' specification is not supported")
+def _strings(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in parameters.items():
+        if type(value) is not str:
+            raise MalformedJson(NOT_STRING)
+        yield key, value
 
 
 def _base64(key: str, text: str) -> bytes:

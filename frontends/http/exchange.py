@@ -1,12 +1,11 @@
 """What the protocol engine and the application hand to each other: one request, one answer."""
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import orjson
 
-logger = logging.getLogger("conch.frontends.http.exchange")
+from frontends.deferred import Deferred
 
 #: reason phrases of every status that we send
 REASONS: Final = {
@@ -93,26 +92,11 @@ class Reply:
         self.release = release
 
 
-class Pending:
-    """An answer that comes later. Whoever makes it calls ``finish``, once and not before the engine has this object."""
+class Pending(Deferred[Reply]):
+    __slots__ = ()
 
-    __slots__ = ("on_reply",)
-
-    #: set by the engine
-    on_reply: Callable[[Reply], None]
-
-    def cancel(self) -> None:
-        """The client has gone. ``finish`` may be called nevertheless."""
-        raise NotImplementedError
-
-    def finish(self, render: Callable[[Any], Reply], outcome: Any) -> None:
-        """Sends the reply that ``render`` makes of ``outcome``. An exception is a bug, logged and answered 500."""
-        try:
-            reply = render(outcome)
-        except Exception:
-            logger.exception("an answer could not be written")
-            reply = error_reply(500, "internal error")
-        self.on_reply(reply)
+    def internal_error(self) -> Reply:
+        return error_reply(500, "internal error")
 
 
 class Sink(Protocol):

@@ -6,7 +6,6 @@ from typing import Final
 import orjson
 
 from conch.errors import ConchError, InvalidArgument, Unsupported
-from frontends.http.calls import AskedLike, RequesterLike
 from frontends.http.errors import reply_to
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, Streaming
 from frontends.http.generate_request import decode
@@ -14,6 +13,7 @@ from frontends.http.routes import Match
 from frontends.http.tensor_json import dumps, from_wire
 from frontends.inference import InferenceCall, InferenceResult, Outcome
 from frontends.models import ReadyModel
+from frontends.requesting import AskedLike, RequesterLike
 
 _EVENTS_TYPE: Final = b"Content-Type: text/event-stream; charset=utf-8\r\n"
 

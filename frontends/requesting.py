@@ -1,0 +1,28 @@
+"""What a protocol's application needs of a requester."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from conch.messages import ServerSettings
+from frontends.inference import InferenceCall, Outcome
+from frontends.models import ModelTableView, ReadyModel
+from frontends.regions import RegionTableView
+
+
+class AskedLike(Protocol):
+    """The part of ``frontends.asked.Asked`` that protocols use."""
+
+    def cancel(self) -> None: ...
+
+
+class RequesterLike(Protocol):
+    """The part of ``frontends.requester.Requester`` that protocols use."""
+
+    models: ModelTableView
+    regions: RegionTableView
+    server_settings: ServerSettings
+    on_settings: Callable[[ServerSettings], None] | None
+
+    def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> AskedLike: ...
+
+    def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,3 +31,21 @@ def make(directory: Path, name: str, signer: Certificate | None = None) -> Certi
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=30)
     return made
+
+
+class Files:
+    """An authority, and what it signed: a server's certificate and a client's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = make(directory, "authority")
+        self.server = make(directory, "server", self.authority)
+        self.client = make(directory, "client", self.authority)
+
+    def settings(self, protocol: str, mutual: bool = False) -> dict[str, Any]:
+        return {
+            f"{protocol}_use_ssl": True,
+            f"{protocol}_use_ssl_mutual": mutual,
+            f"{protocol}_server_cert": self.server.certificate,
+            f"{protocol}_server_key": self.server.key,
+            f"{protocol}_root_cert": self.authority.certificate,
+        }

@@ -1,10 +1,7 @@
 """The frontend as a process: when it listens, what it says, how it stops."""
 
 import asyncio
-import os
-import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +10,16 @@ import numpy as np
 import pytest
 
 from conch.run_dir import RunDir
-from conch.settings import Settings
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
 from tests.frontends.grpc.support import ADDRESS, SERVICE, TIMEOUT_S, pb, simple_request
+from tests.frontends.process import Process, check_stop_while_models_load, free_port, listens
 from tests.frontends.samples import entry, table
 
 ENGINES = ["aio", "http2"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return int(probe.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((ADDRESS, port)) == 0
-
-
-class Process:
-    """``python -m frontends.grpc`` with its log."""
-
-    def __init__(self, run_dir: Path, port: int, **settings: Any) -> None:
-        self.port = port
-        self._settings = Settings(run_dir=str(run_dir), grpc_port=port, exit_timeout_secs=5, **settings)
-        self._process: asyncio.subprocess.Process
-        self.log = ""
-
-    async def start(self) -> None:
-        environ = {**os.environ, **self._settings.to_environ()}
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "frontends.grpc", env=environ, stderr=asyncio.subprocess.PIPE
-        )
-
-    async def until_logged(self, text: str) -> None:
-        assert self._process.stderr is not None
-        while text not in self.log:
-            line = await asyncio.wait_for(self._process.stderr.readline(), 10)
-            assert line, self.log
-            self.log += line.decode()
-
-    def terminate(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-
-    async def ended(self) -> int:
-        _, rest = await asyncio.wait_for(self._process.communicate(), 10)
-        self.log += rest.decode()
-        assert self._process.returncode is not None
-        return self._process.returncode
+def process_of(run_dir: Path, port: int, **settings: Any) -> Process:
+    return Process("grpc", run_dir, port, **settings)
 
 
 def infer(port: int) -> Any:
@@ -78,7 +36,7 @@ async def test_life(run_dir: Path, engine: str) -> None:
     RunDir(run_dir).create()
     broker = FakeBroker(run_dir)
     broker.table = table(server="starting")
-    process = Process(run_dir, free_port(), grpc_engine=engine)
+    process = process_of(run_dir, free_port(), grpc_engine=engine)
     await process.start()
     await eventually(lambda: bool(broker.hellos))
     assert broker.hellos[0].role == "grpc"
@@ -103,7 +61,7 @@ async def test_life(run_dir: Path, engine: str) -> None:
 async def test_a_second_signal_cuts_off(run_dir: Path) -> None:
     RunDir(run_dir).create()
     broker = FakeBroker(run_dir)
-    process = Process(run_dir, free_port())
+    process = process_of(run_dir, free_port())
     await process.start()
     await process.until_logged("Started GRPCInferenceService")
     asking = asyncio.create_task(asyncio.to_thread(infer, process.port))
@@ -120,15 +78,7 @@ async def test_a_second_signal_cuts_off(run_dir: Path) -> None:
 
 @on_uvloop
 async def test_stop_while_models_load(run_dir: Path) -> None:
-    RunDir(run_dir).create()
-    broker = FakeBroker(run_dir)
-    broker.table = table(server="starting")
-    process = Process(run_dir, free_port())
-    await process.start()
-    await eventually(lambda: bool(broker.hellos))
-    process.terminate()
-    assert await process.ended() == 0
-    broker.close()
+    await check_stop_while_models_load(process_of(run_dir, free_port()), run_dir)
 
 
 @pytest.mark.parametrize("reuse", [False, True])
@@ -140,7 +90,7 @@ async def test_port_in_use(run_dir: Path, reuse: bool) -> None:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((ADDRESS, 0))
         taken.listen()
-        process = Process(run_dir, taken.getsockname()[1], reuse_grpc_port=reuse)
+        process = process_of(run_dir, taken.getsockname()[1], reuse_grpc_port=reuse)
         await process.start()
         assert await process.ended() == 1
         assert f"Socket '{ADDRESS}:{process.port}' already in use" in process.log
@@ -157,7 +107,7 @@ async def test_settings_that_cannot_work(run_dir: Path) -> None:
             "--grpc-server-cert '/nowhere' cannot be read",
         ),
     ):
-        process = Process(run_dir, free_port(), **settings)
+        process = process_of(run_dir, free_port(), **settings)
         await process.start()
         assert await process.ended() == 1
         assert text in process.log
@@ -170,11 +120,11 @@ async def test_processes_share_the_port(run_dir: Path, engine: str) -> None:
     RunDir(run_dir).create()
     broker = FakeBroker(run_dir)
     port = free_port()
-    processes = [Process(run_dir, port, grpc_process_count=2, grpc_engine=engine) for _ in range(2)]
+    processes = [process_of(run_dir, port, grpc_process_count=2, grpc_engine=engine) for _ in range(2)]
     for process in processes:
         await process.start()
         await process.until_logged("Started GRPCInferenceService")
-    stranger = Process(run_dir, port)
+    stranger = process_of(run_dir, port)
     await stranger.start()
     assert await stranger.ended() == 1
     processes[0].terminate()
@@ -188,6 +138,6 @@ async def test_processes_share_the_port(run_dir: Path, engine: str) -> None:
 
 @on_uvloop
 async def test_when_grpc_is_off(run_dir: Path) -> None:
-    process = Process(run_dir, free_port(), allow_grpc=False)
+    process = process_of(run_dir, free_port(), allow_grpc=False)
     await process.start()
     assert await process.ended() == 0

@@ -1,7 +1,6 @@
 """TLS and mutual TLS, with the official client."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,55 +11,35 @@ from conch.errors import InvalidArgument
 from conch.settings import Settings
 from frontends.grpc.engines.aio import credentials
 from frontends.grpc.engines.http2 import tls_context
-from tests.certificates import make, needs_openssl
+from tests.certificates import Files, needs_openssl
 from tests.frontends.grpc.support import EngineName, Frontend
 from tests.frontends.grpc.test_client import check, simple_inputs
 
 pytestmark = needs_openssl
 
 
-class Files:
-    def __init__(self, directory: Path) -> None:
-        self.authority = make(directory, "authority")
-        self.server = make(directory, "server", self.authority)
-        self.client = make(directory, "client", self.authority)
-
-    def settings(self, mutual: bool = False) -> dict[str, Any]:
-        return {
-            "grpc_use_ssl": True,
-            "grpc_use_ssl_mutual": mutual,
-            "grpc_server_cert": self.server.certificate,
-            "grpc_server_key": self.server.key,
-            "grpc_root_cert": self.authority.certificate,
-        }
-
-    def connect(self, frontend: Frontend, with_certificate: bool) -> client.InferenceServerClient:
-        own = {"private_key": self.client.key, "certificate_chain": self.client.certificate} if with_certificate else {}
-        return client.InferenceServerClient(
-            f"localhost:{frontend.port}", ssl=True, root_certificates=self.authority.certificate, **own
-        )
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files(tmp_path_factory.mktemp("certificates"))
+def connect(files: Files, frontend: Frontend, with_certificate: bool) -> client.InferenceServerClient:
+    own = {"private_key": files.client.key, "certificate_chain": files.client.certificate} if with_certificate else {}
+    return client.InferenceServerClient(
+        f"localhost:{frontend.port}", ssl=True, root_certificates=files.authority.certificate, **own
+    )
 
 
 @pytest.mark.parametrize("mutual", [False, True])
 def test_official_client(engine: EngineName, files: Files, mutual: bool) -> None:
-    with Frontend(engine, **files.settings(mutual)) as frontend, files.connect(frontend, mutual) as triton:
+    with Frontend(engine, **files.settings("grpc", mutual)) as frontend, connect(files, frontend, mutual) as triton:
         check(triton.infer("simple", simple_inputs()))
 
 
 def test_clients_without_a_certificate(engine: EngineName, files: Files) -> None:
-    with Frontend(engine, **files.settings(mutual=True)) as frontend, files.connect(frontend, False) as triton:
+    with Frontend(engine, **files.settings("grpc", mutual=True)) as frontend, connect(files, frontend, False) as triton:
         with pytest.raises(InferenceServerException):
             triton.is_server_live(client_timeout=2)
         assert frontend.application.traffic.count == 0
 
 
 def test_clients_without_tls(engine: EngineName, files: Files) -> None:
-    with Frontend(engine, **files.settings()) as frontend, client.InferenceServerClient(frontend.url) as triton:
+    with Frontend(engine, **files.settings("grpc")) as frontend, client.InferenceServerClient(frontend.url) as triton:
         with pytest.raises(InferenceServerException):
             triton.is_server_live(client_timeout=2)
 
@@ -77,7 +56,7 @@ def test_files_that_do_not_serve(files: Files, tmp_path: Path) -> None:
     ):
         for read in (credentials, tls_context):
             with pytest.raises(InvalidArgument, match=text):
-                read(Settings(**{**files.settings(mutual=True), **changed}))
+                read(Settings(**{**files.settings("grpc", mutual=True), **changed}))
     for read in (credentials, tls_context):
         assert read(Settings(grpc_server_cert="/nowhere")) is None
 
@@ -86,6 +65,6 @@ def test_large_tensors(engine: EngineName, files: Files) -> None:
     values = np.arange(1 << 20, dtype=np.float32)
     tensor = client.InferInput("INPUT0", [1 << 20], "FP32")
     tensor.set_data_from_numpy(values)
-    with Frontend(engine, **files.settings()) as frontend, files.connect(frontend, False) as triton:
+    with Frontend(engine, **files.settings("grpc")) as frontend, connect(files, frontend, False) as triton:
         for _ in range(3):
             assert (triton.infer("echo_fp32", [tensor]).as_numpy("OUTPUT0") == values).all()

@@ -2,63 +2,19 @@
 
 import asyncio
 import json
-import os
-import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 from conch.run_dir import RunDir
-from conch.settings import Settings
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
 from tests.frontends.http.support import simple_request
+from tests.frontends.process import ADDRESS, Process, check_stop_while_models_load, free_port, listens
 from tests.frontends.samples import entry, table
 
-ADDRESS = "127.0.0.1"
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return int(probe.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((ADDRESS, port)) == 0
-
-
-class Process:
-    """``python -m frontends.http`` with its log."""
-
-    def __init__(self, run_dir: Path, port: int, **settings: Any) -> None:
-        self.port = port
-        self._settings = Settings(run_dir=str(run_dir), http_port=port, exit_timeout_secs=5, **settings)
-        self._process: asyncio.subprocess.Process
-        self.log = ""
-
-    async def start(self) -> None:
-        environ = {**os.environ, **self._settings.to_environ()}
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "frontends.http", env=environ, stderr=asyncio.subprocess.PIPE
-        )
-
-    async def until_logged(self, text: str) -> None:
-        assert self._process.stderr is not None
-        while text not in self.log:
-            line = await asyncio.wait_for(self._process.stderr.readline(), 10)
-            assert line, self.log
-            self.log += line.decode()
-
-    def terminate(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-
-    async def ended(self) -> int:
-        _, rest = await asyncio.wait_for(self._process.communicate(), 10)
-        self.log += rest.decode()
-        assert self._process.returncode is not None
-        return self._process.returncode
+def process_of(run_dir: Path, port: int, **settings: Any) -> Process:
+    return Process("http", run_dir, port, **settings)
 
 
 async def post(port: int, body: bytes) -> tuple[bytes, bytes]:
@@ -77,7 +33,7 @@ async def test_life(run_dir: Path) -> None:
     RunDir(run_dir).create()
     broker = FakeBroker(run_dir)
     broker.table = table(entry(), server="starting")
-    process = Process(run_dir, free_port())
+    process = process_of(run_dir, free_port())
     await process.start()
     await eventually(lambda: bool(broker.hellos))
     assert broker.hellos[0].role == "http"
@@ -101,22 +57,14 @@ async def test_life(run_dir: Path) -> None:
 
 @on_uvloop
 async def test_stop_while_models_load(run_dir: Path) -> None:
-    RunDir(run_dir).create()
-    broker = FakeBroker(run_dir)
-    broker.table = table(server="starting")
-    process = Process(run_dir, free_port())
-    await process.start()
-    await eventually(lambda: bool(broker.hellos))
-    process.terminate()
-    assert await process.ended() == 0
-    broker.close()
+    await check_stop_while_models_load(process_of(run_dir, free_port()), run_dir)
 
 
 @on_uvloop
 async def test_port_in_use(run_dir: Path) -> None:
     RunDir(run_dir).create()
     with socket.create_server((ADDRESS, 0)) as taken:
-        process = Process(run_dir, taken.getsockname()[1])
+        process = process_of(run_dir, taken.getsockname()[1])
         await process.start()
         assert await process.ended() == 1
         assert f"Socket '{ADDRESS}:{process.port}' already in use" in process.log
@@ -137,8 +85,8 @@ async def test_processes_share_the_port(run_dir: Path) -> None:
     broker = FakeBroker(run_dir)
     port = free_port()
     started = f"Started HTTPService at {ADDRESS}:{port}"
-    first, second, third = (Process(run_dir, port, http_process_count=2) for _ in range(3))
-    stranger = Process(run_dir, port)
+    first, second, third = (process_of(run_dir, port, http_process_count=2) for _ in range(3))
+    stranger = process_of(run_dir, port)
     for process in (first, second):
         await process.start()
         await process.until_logged(started)
@@ -161,7 +109,9 @@ async def test_processes_share_the_port(run_dir: Path) -> None:
 
 @on_uvloop
 async def test_certificates_that_do_not_serve(run_dir: Path) -> None:
-    process = Process(run_dir, free_port(), http_use_ssl=True, http_server_cert="/nowhere", http_server_key="/nowhere")
+    process = process_of(
+        run_dir, free_port(), http_use_ssl=True, http_server_cert="/nowhere", http_server_key="/nowhere"
+    )
     await process.start()
     assert await process.ended() == 1
     assert "the HTTP frontend cannot run: --http-server-cert '/nowhere' cannot be read: No such file" in process.log

@@ -4,7 +4,6 @@ import json
 import ssl
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import tritonclient.http
 from conch.errors import InvalidArgument
 from conch.settings import Settings
 from frontends.http.tls import server_context
-from tests.certificates import Certificate, make, needs_openssl
+from tests.certificates import Certificate, Files, make, needs_openssl
 from tests.frontends.http.support import Frontend, closed, read_response
 from tests.frontends.http.test_slow_reader import SlowReader, check, request
 from tests.frontends.http.wire import post
@@ -21,31 +20,11 @@ from tests.frontends.http.wire import post
 pytestmark = needs_openssl
 
 
-class Files:
-    def __init__(self, directory: Path) -> None:
-        self.authority = make(directory, "authority")
-        self.server = make(directory, "server", self.authority)
-        self.client = make(directory, "client", self.authority)
-
-    def settings(self, mutual: bool = False) -> dict[str, Any]:
-        return {
-            "http_use_ssl": True,
-            "http_use_ssl_mutual": mutual,
-            "http_server_cert": self.server.certificate,
-            "http_server_key": self.server.key,
-            "http_root_cert": self.authority.certificate,
-        }
-
-    def client_context(self, certificate: Certificate | None = None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.authority.certificate)
-        if certificate is not None:
-            context.load_cert_chain(*certificate)
-        return context
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files(tmp_path_factory.mktemp("certificates"))
+def client_context(files: Files, certificate: Certificate | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=files.authority.certificate)
+    if certificate is not None:
+        context.load_cert_chain(*certificate)
+    return context
 
 
 @pytest.mark.parametrize("mutual", [False, True])
@@ -56,7 +35,7 @@ def test_official_client(files: Files, mutual: bool) -> None:
     if mutual:
         options |= {"certfile": files.client.certificate, "keyfile": files.client.key}
     with (
-        Frontend(**files.settings(mutual)) as frontend,
+        Frontend(**files.settings("http", mutual)) as frontend,
         tritonclient.http.InferenceServerClient(f"localhost:{frontend.port}", ssl=True, ssl_options=options) as client,
     ):
         for _ in range(3):
@@ -76,17 +55,17 @@ def is_let_in(frontend: Frontend, context: ssl.SSLContext) -> bool:
 def test_who_is_not_let_in(files: Files, tmp_path: Path) -> None:
     """Clients without a certificate, with one that somebody else signed, with an old TLS, without TLS."""
     stranger = make(tmp_path, "stranger", make(tmp_path, "other"))
-    old = files.client_context(files.client)
+    old = client_context(files, files.client)
     with pytest.warns(DeprecationWarning):
         old.maximum_version = ssl.TLSVersion.TLSv1_1
-    with Frontend(**files.settings(mutual=True)) as frontend:
-        assert not is_let_in(frontend, files.client_context())
-        assert not is_let_in(frontend, files.client_context(stranger))
+    with Frontend(**files.settings("http", mutual=True)) as frontend:
+        assert not is_let_in(frontend, client_context(files))
+        assert not is_let_in(frontend, client_context(files, stranger))
         assert not is_let_in(frontend, old)
         with frontend.connect() as connection:
             connection.sendall(post())
             assert not connection.recv(100).startswith(b"HTTP")
-        assert is_let_in(frontend, files.client_context(files.client))
+        assert is_let_in(frontend, client_context(files, files.client))
 
 
 class SlowTlsReader(SlowReader):
@@ -99,8 +78,8 @@ class SlowTlsReader(SlowReader):
 @pytest.mark.parametrize("nbytes", [64 << 10, 300 << 10, 8 << 20])
 def test_memory_is_borrowed_until_it_is_encrypted(files: Files, nbytes: int) -> None:
     """What an answer borrows is overwritten when it is given back."""
-    with Frontend(**files.settings()) as frontend:
-        reader = SlowTlsReader(frontend.port, nbytes, files.client_context())
+    with Frontend(**files.settings("http")) as frontend:
+        reader = SlowTlsReader(frontend.port, nbytes, client_context(files))
         for seed in range(max(2, min(10, (24 << 20) // nbytes))):
             sent, blob = request(seed, nbytes)
             reader.connection.sendall(sent)
@@ -109,8 +88,8 @@ def test_memory_is_borrowed_until_it_is_encrypted(files: Files, nbytes: int) -> 
 
 
 def test_generate_and_closing(files: Files) -> None:
-    with Frontend(**files.settings()) as frontend, frontend.connect() as connection:
-        tls = files.client_context().wrap_socket(connection, server_hostname="localhost")
+    with Frontend(**files.settings("http")) as frontend, frontend.connect() as connection:
+        tls = client_context(files).wrap_socket(connection, server_hostname="localhost")
         tls.sendall(
             b"POST /v2/models/echo_int32/generate_stream HTTP/1.1\r\nContent-Length: 12\r\n\r\n" + b'{"INPUT0":7}'
         )
@@ -136,7 +115,7 @@ def test_settings_that_do_not_serve(files: Files, tmp_path: Path) -> None:
         ({"http_root_cert": nonsense}, "holds no usable certificate"),
     ):
         with pytest.raises(InvalidArgument, match=text):
-            server_context(Settings(**{**files.settings(mutual=True), **changed}))
+            server_context(Settings(**{**files.settings("http", mutual=True), **changed}))
     assert server_context(Settings(http_server_cert="/nowhere")) is None
 
 
@@ -145,4 +124,4 @@ def test_a_protected_key_is_refused(files: Files, tmp_path: Path) -> None:
     command = ["openssl", "pkey", "-in", files.server.key, "-aes256", "-passout", "pass:secret", "-out", key]
     subprocess.run(command, check=True, capture_output=True, timeout=30)
     with pytest.raises(InvalidArgument, match="protected by a password"):
-        server_context(Settings(**{**files.settings(), "http_server_key": key}))
+        server_context(Settings(**{**files.settings("http"), "http_server_key": key}))

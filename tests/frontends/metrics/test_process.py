@@ -1,10 +1,7 @@
 """The metrics frontend against a broker that answers, that is silent, that goes and comes back."""
 
 import asyncio
-import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,15 +11,13 @@ import msgspec
 
 from conch.messages import Answer, AskStatistics, ModelStatistics, ObserverHello, Unwelcome
 from conch.run_dir import RunDir
-from conch.settings import Settings
 from frontends.http.engine import Engine
 from frontends.metrics.application import MetricsApplication
 from frontends.metrics.observer import Observer
 from tests.frontends.fakes import FakeBroker, eventually, on_uvloop
 from tests.frontends.metrics.test_pages import statistics
+from tests.frontends.process import ADDRESS, Process, free_port, listens
 from tests.frontends.samples import entry, table
-
-ADDRESS = "127.0.0.1"
 
 
 async def ask(port: int, target: str = "/metrics", method: str = "GET") -> tuple[int, bytes]:
@@ -154,29 +149,18 @@ async def test_an_unwelcome_observer_says_hello_again(run_dir: Path) -> None:
 async def test_life_of_the_process(run_dir: Path) -> None:
     """It listens once the models are there, and exits 0."""
     RunDir(run_dir).create()
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        port: int = probe.getsockname()[1]
-    settings = Settings(run_dir=str(run_dir), metrics_port=port, allow_cpu_metrics=True)
     broker = FakeBroker(run_dir)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "frontends.metrics", env={**os.environ, **settings.to_environ()}
-    )
+    process = Process("metrics", run_dir, free_port(), allow_cpu_metrics=True)
+    await process.start()
     await broker.receive(ObserverHello)
     broker.send(table(entry(), server="starting"))
-    with socket.socket() as probe:
-        assert probe.connect_ex((ADDRESS, port)) != 0
+    assert not listens(process.port)
     broker.send(table(entry(), revision=2))
-    await eventually(lambda: listens(port))
-    scrape = asyncio.create_task(ask(port))
+    await eventually(lambda: listens(process.port))
+    scrape = asyncio.create_task(ask(process.port))
     await tell(broker, statistics())
     status, page = await scrape
     assert status == 200 and b"nv_cpu_memory_total_bytes " in page
-    process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    process.terminate()
+    assert await process.ended() == 0
     broker.close()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((ADDRESS, port)) == 0

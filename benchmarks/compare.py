@@ -1,8 +1,8 @@
 """Measures Conch, the real Triton and a bare onnxruntime loop on the same models, in one run, taking turns.
 
-    python benchmarks/compare.py [--quick] [--rounds N] [--triton-url HOST:PORT] [--only PATTERN] [--output FILE]
+    scripts/benchmark [--quick] [--rounds N] [--triton-url HOST:PORT] [--only PATTERN] [--output FILE]
 
-Triton comes from ``../shared/oracle/triton.sh`` if that is there, else from ``--triton-url``, which must serve the
+Triton is the one of ``$CONCH_TRITON_VENV``, which ``scripts/benchmark`` makes, or is at ``--triton-url`` and serves the
 models that ``--write-repository DIR`` writes. Without either only Conch and the bare loop are measured.
 
 Every case is measured in several rounds; in each, every server has its turn, and who is first changes with the round.
@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it can be run as a file
 
-from benchmarks import models, servers
+from benchmarks import models, real_triton, servers
 from benchmarks.cases import Case, add_sub_cases, classifier_cases, identity_cases
 from benchmarks.load import LoadFailed, Measurement, wrk_installed
 from benchmarks.servers import Server
@@ -129,10 +129,10 @@ def running_servers(repository: Path, classifier: Path, given: Server | None) ->
         found = [stack.enter_context(servers.conch([repository, classifier]))]
         if given is not None:
             found.append(given)
-        elif servers.ORACLE.exists():
+        elif real_triton.installed():
             found.append(stack.enter_context(servers.triton([repository])))
         else:
-            print("no Triton to compare with: give --triton-url", file=sys.stderr)
+            print("no Triton to compare with: start scripts/benchmark, or give --triton-url", file=sys.stderr)
         yield found
 
 

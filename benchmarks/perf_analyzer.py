@@ -1,6 +1,6 @@
 """Load by Triton's official ``perf_analyzer``: one program for HTTP, gRPC and shared memory, not ours, in C++.
 
-``$PERF_ANALYZER`` is the command that starts it; otherwise the one beside the real Triton, or the one on the path.
+``$PERF_ANALYZER`` is the command that starts it; otherwise the one on the path is taken.
 """
 
 import csv
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import LoadFailed
-from benchmarks.servers import ORACLE
 
 #: the smallest number of windows that it takes; its figures are those of all of them together
 WINDOWS = 3
@@ -56,11 +55,7 @@ def _seconds(microseconds: str) -> float:
 
 
 def command() -> list[str]:
-    given = os.environ.get("PERF_ANALYZER")
-    if given:
-        return shlex.split(given)
-    beside = ORACLE.with_name("perf_analyzer.sh")
-    return ["bash", str(beside)] if beside.exists() else ["perf_analyzer"]
+    return shlex.split(os.environ.get("PERF_ANALYZER") or "perf_analyzer")
 
 
 def run(model: str, protocol: str, address: str, arguments: Sequence[str], seconds: float) -> list[Report]:

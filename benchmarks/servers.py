@@ -15,13 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks import real_triton
 from benchmarks.models import ROOT
 
-#: where the real Triton can be had from, if at all
-ORACLE = ROOT.parent / "shared" / "oracle" / "triton.sh"
 START_WITHIN_S = 60
-#: the oracle installs itself on its first call
-INSTALL_WITHIN_S = 600
 STOP_WITHIN_S = 30
 
 
@@ -60,14 +57,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(server: Server, command: list[str], start_within_s: float) -> Iterator[Server]:
+def _running(server: Server, command: list[str], environment: dict[str, str]) -> Iterator[Server]:
     with tempfile.TemporaryFile() as log:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
         try:
-            deadline = time.monotonic() + start_within_s
+            deadline = time.monotonic() + START_WITHIN_S
             while not server.ready():
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
@@ -103,7 +99,7 @@ def conch(
         *(*(f"--model-repository={path}" for path in repositories), *flags),
     ]
     try:
-        with _running(server, command, START_WITHIN_S) as running:
+        with _running(server, command, {**os.environ, "PYTHONPATH": str(ROOT)}) as running:
             yield running
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -113,12 +109,13 @@ def conch(
 def triton(
     repositories: list[Path], flags: Sequence[str] = (), ports: tuple[int, int] | None = None
 ) -> Iterator[Server]:
-    """The real Triton by way of ``ORACLE``. Raises ``DoesNotStart``."""
+    """The real Triton of ``$CONCH_TRITON_VENV``. Raises ``DoesNotStart``."""
+    installation = real_triton.installed()
+    if installation is None:
+        raise DoesNotStart(f"no Triton: ${real_triton.VARIABLE} names no virtual environment that has it")
     server, where = _listening("Triton", ports)
-    first, *others = repositories
-    command = [
-        *("bash", str(ORACLE), str(first), *where),
-        *(*(f"--model-repository={path}" for path in others), *flags),
-    ]
-    with _running(server, command, INSTALL_WITHIN_S) as running:
-        yield running
+    arguments = [*where, *(f"--model-repository={path}" for path in repositories), *flags]
+    with tempfile.TemporaryDirectory(prefix="conch-triton-") as work:
+        start = installation.start(arguments, Path(work))
+        with _running(server, start.command, start.environment) as running:
+            yield running

@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, default=60, metavar="SECONDS", help="of one example [60]")
     parser.add_argument("--server-flag", action="append", default=[], metavar="FLAG", help="--server-flag=--FLAG=VALUE")
     parser.add_argument("--sequences", action="store_true", help="also the examples that need sequences")
-    parser.add_argument("--triton", action="store_true", help=f"run them against the real Triton ({servers.ORACLE})")
+    parser.add_argument("--triton", action="store_true", help="run them against the real Triton")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="conch-client-examples-") as name:
         work = Path(name)

@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="perf-analyzer-modes", description="Runs perf_analyzer in every mode.")
     parser.add_argument("--only", default="", metavar="PATTERN", help='only if "PROTOCOL MODE" contains this')
     parser.add_argument("--server-flag", action="append", default=[], metavar="FLAG", help="--server-flag=--FLAG=VALUE")
-    parser.add_argument("--triton", action="store_true", help=f"against the real Triton ({servers.ORACLE})")
+    parser.add_argument("--triton", action="store_true", help="against the real Triton")
     options = parser.parse_args()
     runs = list(chosen_runs(options.only))
     if not runs:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.differential.reference import Triton, environment_folder, running_triton
+from benchmarks import real_triton, servers
 from tests.scenarios.conftest import scenario_models
 from tests.scenarios.harness import Server, serving
 
@@ -14,18 +14,14 @@ __all__ = ["scenario_models"]
 
 
 class Both(NamedTuple):
-    triton: Triton
+    triton: servers.Server
     conch: Server
 
 
 @pytest.fixture(scope="module")
-def both(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_run_dir: Callable[[], Path],
-    request: pytest.FixtureRequest,
-) -> Iterator[Both]:
-    environment_folder()
+def both(make_run_dir: Callable[[], Path], request: pytest.FixtureRequest) -> Iterator[Both]:
+    if real_triton.installed() is None:
+        pytest.skip(f"no Triton to compare with: run scripts/differential, which sets {real_triton.VARIABLE}")
     models: Path = request.getfixturevalue("scenario_models")
-    with running_triton(models, tmp_path_factory.mktemp("triton")) as triton:
-        with serving([models], make_run_dir()) as conch:
-            yield Both(triton, conch)
+    with servers.triton([models]) as reference, serving([models], make_run_dir()) as conch:
+        yield Both(reference, conch)

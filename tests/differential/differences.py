@@ -146,12 +146,6 @@ GRPC_INFERENCE: tuple[Difference, ...] = (
     _OUTPUT_TWICE,
     _VERSION,
     Difference(
-        r"datatype '.*'",
-        r"INVALID_ARGUMENT .*data-type is '<invalid>'.*",
-        r"INVALID_ARGUMENT .*data-type is '.*'.*",
-        "the error repeats what the client sent",
-    ),
-    Difference(
         r"U?INT(8|16) in u?int_contents \d+",
         r"OK .*",
         r"INVALID_ARGUMENT a value of input 'INPUT0' is out of the range of datatype .*",

@@ -32,12 +32,12 @@ def ask(channel: grpc.Channel, case: GrpcCase) -> str:
 def compare(both: Both, cases: Iterable[GrpcCase], differences: Sequence[Difference]) -> None:
     comparison = Comparison(differences, TRITON_DIES)
     with (
-        grpc.insecure_channel(f"127.0.0.1:{both.triton.grpc_port}") as triton,
+        grpc.insecure_channel(both.triton.grpc_address) as triton,
         grpc.insecure_channel(both.conch.grpc_url) as conch,
     ):
         for case in cases:
             comparison.compare(case.name, partial(ask, triton, case), partial(ask, conch, case))
-            assert both.triton.alive, f"Triton died of: {case.name}"
+            assert both.triton.ready(), f"Triton died of: {case.name}"
     comparison.check()
 
 

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.timeout(240)
 _ANSWER_TIMEOUT_S = 5
 
 
-def ask(port: int, case: HttpCase) -> str:
+def ask(address: str, case: HttpCase) -> str:
     """Status, what the headers say of the body, and the body: JSON without regard to spaces, blobs as they are."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT_S)
+    connection = http.client.HTTPConnection(address, timeout=_ANSWER_TIMEOUT_S)
     try:
         headers = {"Content-Length": "0"} if case.body is None and case.method == "POST" else {}
         connection.request(case.method, case.path, case.body, {**headers, **dict(case.headers)})
@@ -42,10 +42,8 @@ def ask(port: int, case: HttpCase) -> str:
 def compare(both: Both, cases: Iterable[HttpCase], differences: Sequence[Difference]) -> None:
     comparison = Comparison(differences, TRITON_DIES)
     for case in cases:
-        comparison.compare(
-            case.name, partial(ask, both.triton.http_port, case), partial(ask, both.conch.http_port, case)
-        )
-        assert both.triton.alive, f"Triton died of: {case.name}"
+        comparison.compare(case.name, partial(ask, both.triton.address, case), partial(ask, both.conch.url, case))
+        assert both.triton.ready(), f"Triton died of: {case.name}"
     comparison.check()
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from conch.cli.family import Family
 from conch.cli.flags import HelpWanted, environment, help_text, parse
@@ -16,7 +17,7 @@ from conch.cli.running import describe, server_in
 from conch.errors import ConchError, InvalidArgument
 from conch.process import Lock, LockHeld, StopSignals, begin, hold_lock
 from conch.run_dir import RunDir
-from conch.settings import Settings, flag_name
+from conch.settings import Protocol, Settings
 
 logger = logging.getLogger("conch.cli.serve")
 
@@ -72,13 +73,13 @@ def check_repositories(settings: Settings) -> None:
 
 
 def check_certificates(settings: Settings) -> None:
-    """Raises ``CannotServe`` for a file that cannot be read; whether it is a certificate the frontends find out."""
-    for field in ("server_cert", "server_key", "root_cert"):
-        for protocol in ("http", "grpc"):
-            path = getattr(settings, f"{protocol}_{field}")
-            if path and not os.access(path, os.R_OK):
-                flag = flag_name(f"{protocol}_{field}")
-                raise CannotServe(f"--{flag} '{path}' {'cannot be read' if os.path.exists(path) else 'does not exist'}")
+    """Raises ``InvalidArgument`` for files that the frontends could not use either."""
+    if settings.http_use_ssl or settings.http_use_ssl_mutual or settings.grpc_use_ssl or settings.grpc_use_ssl_mutual:
+        from conch.tls import server_context  # takes a while to import, and few need it
+
+        for protocol in get_args(Protocol):
+            if getattr(settings, f"allow_{protocol}"):
+                server_context(settings, protocol)
 
 
 def warn_of_models_as_repositories(settings: Settings) -> None:

@@ -7,9 +7,9 @@ import resource
 from conch.process import keep_what_is_there, on_stop_signals
 from conch.run_dir import RunDir
 from conch.settings import Settings
+from conch.tls import server_context
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
-from frontends.http.tls import server_context
 from frontends.listening import bind, listen
 from frontends.requester import Requester
 from frontends.running import first, run
@@ -26,7 +26,7 @@ async def serve(settings: Settings) -> bool:
 
     Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
     """
-    tls = server_context(settings)
+    tls = server_context(settings, "http")
     reuse_port = settings.reuse_http_port or settings.http_process_count > 1
     listener = bind(settings.http_address, settings.http_port, reuse_port)
     loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ import pytest
 
 from conch.process import hold_lock
 from conch.run_dir import RunDir
+from tests.certificates import make, needs_openssl
 from tests.scenarios.harness import EXAMPLE_MODELS, REPOSITORY_ROOT, Server, free_port, serving
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -92,11 +93,19 @@ def test_a_port_of_another_protocol_that_is_taken(
     assert f"choose another --{endpoint}-port, or --allow-{endpoint}=false" in done.stderr
 
 
-def test_a_certificate_that_is_not_there(run: Run, repository: Path, run_dir: Path) -> None:
-    files = f"--http-server-cert={run_dir / 'cert.pem'}", f"--http-server-key={run_dir / 'key.pem'}"
-    done = run("serve", *flags_for(repository, run_dir, free_port()), "--http-use-ssl", *files)
+@pytest.mark.parametrize(
+    ("key", "text"), [(None, "cannot be read: No such file"), ("other", "are not a certificate and")]
+)
+@needs_openssl
+def test_certificates_that_do_not_serve(
+    run: Run, repository: Path, run_dir: Path, tmp_path: Path, key: str | None, text: str
+) -> None:
+    server = make(tmp_path, "server")
+    path = str(run_dir / "key.pem") if key is None else make(tmp_path, key).key
+    files = "--http-use-ssl", f"--http-server-cert={server.certificate}", f"--http-server-key={path}"
+    done = run("serve", *flags_for(repository, run_dir, free_port()), *files)
     assert done.returncode == 1
-    assert f"--http-server-cert '{run_dir / 'cert.pem'}' does not exist" in done.stderr
+    assert text in done.stderr
 
 
 def test_a_second_server_on_the_same_run_directory(run: Run, running: Server) -> None:

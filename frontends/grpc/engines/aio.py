@@ -13,9 +13,9 @@ import grpc.aio
 
 from conch.errors import Unavailable
 from conch.settings import Settings
+from conch.tls import server_context
 from frontends.grpc.errors import CANCELLED, INTERNAL
 from frontends.grpc.exchange import Application, Call, Failure, Metadata, Pending, Reply
-from frontends.tls import checked_context
 
 logger = logging.getLogger("conch.frontends.grpc.engines.aio")
 
@@ -214,12 +214,10 @@ def options(settings: Settings) -> list[tuple[str, int]]:
 
 def credentials(settings: Settings) -> grpc.ServerCredentials | None:
     """None without TLS. Raises ``InvalidArgument`` for files that do not serve."""
-    mutual = settings.grpc_use_ssl_mutual
-    if not (settings.grpc_use_ssl or mutual):
-        return None
-    certificate, key = settings.grpc_server_cert, settings.grpc_server_key
-    root = settings.grpc_root_cert if mutual else None
     # gRPC says no more of a wrong file than that it cannot have the port
-    checked_context("grpc", certificate, key, root)
-    pair = (Path(key).read_bytes(), Path(certificate).read_bytes())
-    return grpc.ssl_server_credentials([pair], Path(root).read_bytes() if root else None, mutual)
+    if server_context(settings, "grpc") is None:
+        return None
+    mutual = settings.grpc_use_ssl_mutual
+    pair = (Path(settings.grpc_server_key).read_bytes(), Path(settings.grpc_server_cert).read_bytes())
+    root = Path(settings.grpc_root_cert).read_bytes() if mutual else None
+    return grpc.ssl_server_credentials([pair], root, mutual)

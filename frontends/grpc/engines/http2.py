@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Final
 
 from conch.settings import Settings
+from conch.tls import server_context
 from frontends.grpc.exchange import Application
 from frontends.grpc.http2.connection import Connection
 from frontends.grpc.http2.frames import HEADER_NBYTES
@@ -18,7 +18,6 @@ from frontends.grpc.http2.limits import Budget, Limits, limits_of
 from frontends.grpc.http2.rpc import Rpc
 from frontends.http.buffers import BodyBuffers
 from frontends.listening import listen
-from frontends.tls import checked_context
 
 logger = logging.getLogger("conch.frontends.grpc.engines.http2")
 
@@ -57,7 +56,7 @@ class Http2Engine:
         self.now = 0.0
         self._empty = asyncio.Event()
         self._empty.set()
-        self._tls = tls_context(settings)
+        self._tls = server_context(settings, "grpc")
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         #: calls with a deadline that wait for their answers
@@ -141,14 +140,3 @@ class Http2Engine:
         self.buffers.retire_idle(now)
         for connection in list(self.connections):
             connection.check(now, elapsed_s)
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """None without TLS. Raises ``InvalidArgument`` for files that do not serve."""
-    mutual = settings.grpc_use_ssl_mutual
-    if not (settings.grpc_use_ssl or mutual):
-        return None
-    root = settings.grpc_root_cert if mutual else None
-    context = checked_context("grpc", settings.grpc_server_cert, settings.grpc_server_key, root)
-    context.set_alpn_protocols(["h2"])
-    return context

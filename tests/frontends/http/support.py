@@ -19,10 +19,10 @@ from conch.errors import ConchError
 from conch.messages import LogSettings, ModelEntry, ModelTable, ServerSettings, TraceSettings
 from conch.settings import Settings
 from conch.tensors import STORAGE_DTYPES
+from conch.tls import server_context
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
 from frontends.http.exchange import Application
-from frontends.http.tls import server_context
 from frontends.inference import InferenceCall, InferenceResult, Outcome, OutputTensor
 from frontends.models import ModelTableView, ReadyModel
 from frontends.regions import RegionTableView
@@ -231,7 +231,7 @@ class Frontend:
         listener = socket.socket()
         listener.bind((ADDRESS, 0))
         self.port = listener.getsockname()[1]
-        await self.engine.listen(listener, server_context(self._settings))
+        await self.engine.listen(listener, server_context(self._settings, "http"))
         self._ready.set()
         await self._stop.wait()
         await self.engine.close()

@@ -2,16 +2,12 @@
 
 import json
 import ssl
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.http
 
-from conch.errors import InvalidArgument
-from conch.settings import Settings
-from frontends.http.tls import server_context
 from tests.certificates import Certificate, Files, make, needs_openssl
 from tests.frontends.http.support import Frontend, closed, read_response
 from tests.frontends.http.test_slow_reader import SlowReader, check, request
@@ -101,27 +97,3 @@ def test_generate_and_closing(files: Files) -> None:
         assert json.loads(read_response(tls)[2])["name"] == "triton"
         assert closed(tls)
         tls.close()
-
-
-def test_settings_that_do_not_serve(files: Files, tmp_path: Path) -> None:
-    (tmp_path / "nonsense").write_text("nonsense")
-    nonsense = str(tmp_path / "nonsense")
-    for changed, text in (
-        ({"http_server_cert": "/nowhere"}, "--http-server-cert '/nowhere' cannot be read: No such file"),
-        ({"http_server_key": "/nowhere"}, "--http-server-key '/nowhere' cannot be read: No such file"),
-        ({"http_server_key": files.client.key}, "are not a certificate and its key, in PEM"),
-        ({"http_server_cert": nonsense}, "are not a certificate and its key, in PEM"),
-        ({"http_root_cert": "/nowhere"}, "--http-root-cert '/nowhere' cannot be read: No such file"),
-        ({"http_root_cert": nonsense}, "holds no usable certificate"),
-    ):
-        with pytest.raises(InvalidArgument, match=text):
-            server_context(Settings(**{**files.settings("http", mutual=True), **changed}))
-    assert server_context(Settings(http_server_cert="/nowhere")) is None
-
-
-def test_a_protected_key_is_refused(files: Files, tmp_path: Path) -> None:
-    key = str(tmp_path / "protected.key")
-    command = ["openssl", "pkey", "-in", files.server.key, "-aes256", "-passout", "pass:secret", "-out", key]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
-    with pytest.raises(InvalidArgument, match="protected by a password"):
-        server_context(Settings(**{**files.settings("http"), "http_server_key": key}))

@@ -4,11 +4,19 @@ import ssl
 from collections.abc import Callable
 
 from conch.errors import InvalidArgument
+from conch.settings import Protocol, Settings
+
+_NEXT_PROTOCOLS = {"http": "http/1.1", "grpc": "h2"}
 
 
-def checked_context(protocol: str, certificate: str, key: str, root: str | None) -> ssl.SSLContext:
-    """``protocol`` is what these files' flags begin with. With a ``root``, clients must have a certificate that it
-    signed. Raises ``InvalidArgument`` for files that do not serve."""
+def server_context(settings: Settings, protocol: Protocol) -> ssl.SSLContext | None:
+    """None for a protocol without TLS. Raises ``InvalidArgument`` for files that do not serve."""
+    mutual = getattr(settings, f"{protocol}_use_ssl_mutual")
+    if not (mutual or getattr(settings, f"{protocol}_use_ssl")):
+        return None
+    certificate, key, root = (
+        getattr(settings, f"{protocol}_{file}") for file in ("server_cert", "server_key", "root_cert")
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _read(f"--{protocol}-server-cert", certificate)
@@ -23,13 +31,14 @@ def checked_context(protocol: str, certificate: str, key: str, root: str | None)
         f"--{protocol}-server-cert '{certificate}' and --{protocol}-server-key '{key}' are not a certificate and its "
         "key, in PEM",
     )
-    if root is not None:
+    if mutual:
         _read(f"--{protocol}-root-cert", root)
         _load(
             lambda: context.load_verify_locations(root),
             f"--{protocol}-root-cert '{root}' holds no usable certificate in PEM",
         )
         context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols([_NEXT_PROTOCOLS[protocol]])
     return context
 
 

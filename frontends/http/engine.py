@@ -25,12 +25,14 @@ _HANDSHAKE_SECONDS: Final = 10.0
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """All of them per connection, except the first three."""
+    """All of them per connection, except the first four."""
 
     #: open connections; one more is answered 503 and closed
     connections: int = 8192
     #: bytes of request bodies held at a time, over all connections; more is answered 503
     buffered_nbytes: int = 4 << 30
+    #: bytes of answers that clients have not taken, over all connections; beyond, those that lag behind are cut off
+    unsent_nbytes: int = 1 << 30
     #: no body may be larger, whatever the application says; sizes are 32-bit signed in Triton
     body_nbytes: int = (1 << 31) - 1
     #: header lines of a request, and trailer lines of a chunked body
@@ -147,3 +149,18 @@ class Engine:
         self.buffers.retire_idle(now)
         for connection in list(self.connections):
             connection.check(now)
+        self._cut_off_laggards(now)
+
+    def _cut_off_laggards(self, now: float) -> None:
+        """Each of them is within the limits of a connection, but together they must not fill the memory."""
+        limit = self.limits.unsent_nbytes
+        unsent = sum(connection.uptake.unsent_nbytes for connection in self.connections)
+        if unsent <= limit:
+            return
+        lagging = [connection for connection in self.connections if connection.uptake.lagging_since is not None]
+        lagging.sort(key=lambda connection: connection.uptake.burden(now))
+        while lagging and unsent > limit:
+            connection = lagging.pop()
+            unsent -= connection.uptake.unsent_nbytes
+            logger.warning("clients read their answers too slowly, all together: one is disconnected")
+            connection.abort()

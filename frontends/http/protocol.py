@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from frontends.http.exchange import REASONS, Pending, Reply, Request, Streaming, error_reply
 from frontends.http.reader import BODY, DISCARD, IDLE, RETRY_AFTER
+from frontends.http.uptake import Uptake
 
 if TYPE_CHECKING:
     from frontends.http.engine import Engine
@@ -39,16 +40,16 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_continue_due",
         "_current",
-        "_drain_mark",
         "_engine",
         "_framing",
         "_lent",
         "_pending",
         "_queue",
         "_reader",
-        "_streamed_nbytes",
         "_transport",
         "_writable",
+        "_written_nbytes",
+        "uptake",
     )
 
     def __init__(self, engine: "Engine") -> None:
@@ -66,10 +67,9 @@ class Connection(asyncio.BufferedProtocol):
         self._lent: Reply | None = None
         #: of the answer in pieces
         self._framing = _NOT_BEGUN
-        #: how much of such answers has been handed to the transport
-        self._streamed_nbytes = 0
-        #: how much the client had read, up to a constant (streamed less unsent bytes), and when
-        self._drain_mark: tuple[int, float] | None = None
+        #: how much of answers has been handed to the transport
+        self._written_nbytes = 0
+        self.uptake = Uptake()
 
     # ------------------------------------------------------------------------------------------- transport events
 
@@ -209,7 +209,8 @@ class Connection(asyncio.BufferedProtocol):
         headers = self._with_connection(request, reply.headers)
         head = b"%b%bContent-Length: %d\r\n\r\n" % (_STATUS_LINES[reply.status], headers, nbytes)
         if request.method == b"HEAD":
-            body, views = b"", ()
+            body, views, nbytes = b"", (), 0
+        self._written_nbytes += len(head) + nbytes
         if not views:
             if len(body) <= _JOIN_NBYTES:
                 transport.write(head + body)
@@ -293,7 +294,7 @@ class Connection(asyncio.BufferedProtocol):
     def _write_piece(self, piece: bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            self._streamed_nbytes += len(piece)
+            self._written_nbytes += len(piece)
             transport.write(piece)
 
     def end(self) -> None:
@@ -327,11 +328,7 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None:
             return
         unsent = transport.get_write_buffer_size()
-        if unsent == 0:
-            self._drain_mark = None
-        elif self._drain_mark is None or self._streamed_nbytes - unsent >= self._drain_mark[0] + limits.write_nbytes:
-            self._drain_mark = (self._streamed_nbytes - unsent, now)
-        elif now - self._drain_mark[1] > limits.write_seconds:
+        if not self.uptake.look(now, self._written_nbytes, unsent, limits):
             logger.debug("a client does not read its answer: disconnected")
             transport.abort()
             return

@@ -79,6 +79,7 @@ def _limits(settings: Settings) -> Limits:
         connections=max(1, min(defaults.connections, descriptors - _RESERVED_DESCRIPTORS)),
         body_nbytes=min(defaults.body_nbytes, settings.frontend_arena_nbytes),
         buffered_nbytes=settings.frontend_arena_nbytes,
+        unsent_nbytes=settings.frontend_arena_nbytes // 4,
     )
 
 

@@ -16,10 +16,11 @@ class HeaderForwarding:
     """False when ``pattern`` is empty: nothing is forwarded. Raises ``InvalidArgument`` for what is no pattern.
 
     A header is forwarded when the pattern is found anywhere in its name, which is compared as the client spelled it
-    unless the pattern begins with ``(?i)``.
+    unless the pattern begins with ``(?i)``. Those in ``withheld``, in lower case, never are.
     """
 
-    def __init__(self, pattern: str, flag: str) -> None:
+    def __init__(self, pattern: str, flag: str, withheld: frozenset[str] = frozenset()) -> None:
+        self._withheld = withheld
         try:
             self._pattern = re.compile(pattern) if pattern else None
         except (re.error, RecursionError, OverflowError) as error:
@@ -35,7 +36,7 @@ class HeaderForwarding:
         if self._pattern is None:
             return found
         for name, value in headers:
-            if self._pattern.search(name) is None:
+            if self._pattern.search(name) is None or name.lower() in self._withheld:
                 continue
             if name in _RESERVED or name.startswith(_RESERVED_PREFIX):
                 raise InvalidArgument(f"Header '{name}' is reserved for Triton usage and cannot be forwarded.")

@@ -57,6 +57,11 @@ class Restrictions:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
+    @property
+    def headers(self) -> frozenset[str]:
+        """Names, in lower case, of the headers whose values are secrets."""
+        return frozenset(rule.header.lower() for rule in self._rules.values())
+
     def check(self, category: Category, header: Callable[[str], str | None]) -> None:
         """``header`` returns the caller's value for a name in lower case. Raises ``Forbidden``."""
         rule = self._rules.get(category)

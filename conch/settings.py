@@ -188,11 +188,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return Restrictions.parse(self.grpc_restricted_protocol, "grpc-restricted-protocol", "triton-grpc-protocol-")
 
     def forwarding(self, protocol: Protocol) -> "HeaderForwarding":
-        """Which of a caller's headers become parameters. Raises ``InvalidArgument``."""
+        """Which of a caller's headers become parameters; not those that open a restricted part of the API, which are
+        no business of models. Raises ``InvalidArgument``."""
         from conch.forwarding import HeaderForwarding
 
         pattern = self.http_header_forward_pattern if protocol == "http" else self.grpc_header_forward_pattern
-        return HeaderForwarding(pattern, f"{protocol}-header-forward-pattern")
+        return HeaderForwarding(pattern, f"{protocol}-header-forward-pattern", self.restrictions(protocol).headers)
 
     def endpoints(self) -> list[tuple[str, str, int]]:
         """Those that are on: ``http``, ``grpc`` or ``metrics``, address and port."""

@@ -2,6 +2,7 @@ import pytest
 
 from conch.errors import InvalidArgument
 from conch.forwarding import HeaderForwarding
+from conch.settings import Settings
 
 FLAG = "http-header-forward-pattern"
 
@@ -48,3 +49,16 @@ def test_reserved_names_are_refused_where_they_would_be_forwarded(name: str) -> 
 def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^--http-header-forward-pattern .* is not a regular expression"):
         HeaderForwarding(pattern, FLAG)
+
+
+def test_headers_that_open_a_restricted_api_are_kept_from_models() -> None:
+    settings = Settings(
+        http_header_forward_pattern=".*",
+        http_restricted_api=("model-repository:Admin-Key=secret", "logging:other=secret"),
+        grpc_header_forward_pattern=".*",
+        grpc_restricted_protocol=("inference:admin-key=secret",),
+    )
+    headers = [("ADMIN-key", "secret"), ("other", "secret"), ("X-Trace", "1")]
+    assert settings.forwarding("http").parameters(headers) == {"X-Trace": "1"}
+    metadata = [("triton-grpc-protocol-admin-key", "secret"), ("x-trace", "1")]
+    assert settings.forwarding("grpc").parameters(metadata) == {"x-trace": "1"}

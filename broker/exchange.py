@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from math import inf
 
 from broker import status
-from broker.announcements import Announcements
 from broker.instructions import (
     CallFinished,
     ModelDraining,
@@ -32,6 +31,7 @@ from broker.region_files import Regions
 from broker.repository import Found, Override, Snapshot
 from broker.scheduling.dispatcher import Dispatcher
 from broker.server_settings import SettingsKeeper
+from broker.tables import Tables
 from conch.messages import (
     PROTOCOL_VERSION,
     Answer,
@@ -74,6 +74,20 @@ from conch.messages import (
 
 logger = logging.getLogger("conch.broker.exchange")
 
+#: what is answered with an ``Answer``
+Call = (
+    LoadModel
+    | UnloadModel
+    | AskStatistics
+    | AskStatus
+    | RegisterRegion
+    | RegisterCudaRegion
+    | UnregisterRegions
+    | UpdateLogSettings
+    | UpdateTraceSettings
+)
+_CALL_FAILED = Fault("Internal", "internal error; the server's log has the details")
+
 
 class Known:
     """A requester, an observer or the launcher that has said HELLO."""
@@ -104,7 +118,7 @@ class Exchange:
         self._settings = settings
         self._outlet = outlet
         self._outbox = Outbox(outlet.send, self._is_known)
-        self._announcements = Announcements()
+        self._tables = Tables(self._outbox.tell, self._model_table, self._region_table)
         self._started_ms = started_ms
         self._requesters: dict[bytes, Known] = {}
         self._observers: dict[bytes, Known] = {}
@@ -112,8 +126,6 @@ class Exchange:
         #: workers that have said HELLO: by name, and by the routing id of their control socket
         self._workers: dict[str, WorkerHello] = {}
         self._worker_sockets: dict[bytes, str] = {}
-        #: of the last table, of models or of regions
-        self._revision = 0
         self._started = False
         self._exiting = False
         self._lifecycle_wakeup: float | None = None
@@ -134,11 +146,11 @@ class Exchange:
         if self._lifecycle_wakeup is not None and self._lifecycle_wakeup <= now:
             self._live(self._lifecycle.tick(now), now)
         self._outbox.retry()
-        self._answer(self._announcements.tick(now))
+        self._tables.tick(now)
 
     def next_wakeup(self, now: float) -> float | None:
         wakeup = inf
-        for time in (self._lifecycle_wakeup, self._dispatcher.next_wakeup, self._announcements.next_wakeup):
+        for time in (self._lifecycle_wakeup, self._dispatcher.next_wakeup, self._tables.next_wakeup):
             if time is not None and time < wakeup:
                 wakeup = time
         if self._outbox.waits:
@@ -149,8 +161,8 @@ class Exchange:
         """Every model is unloaded; what is accepted still runs."""
         self._exiting = True
         self._live(self._lifecycle.drain_all(now), now)
-        self._push_table()
-        self._answer(self._announcements.stop_waiting())
+        self._tables.models_changed()
+        self._tables.stop_waiting()
 
     def kill_all(self, now: float) -> None:
         self._live(self._lifecycle.kill_all(now), now)
@@ -168,7 +180,7 @@ class Exchange:
     def gone(self, peer: bytes, now: float) -> None:
         """The process behind ``peer`` is dead."""
         self._outbox.forget(peer)
-        self._answer(self._announcements.gone(peer))
+        self._tables.gone(peer)
         self._observers.pop(peer, None)
         requester = self._requesters.pop(peer, None)
         if requester is not None:
@@ -207,13 +219,18 @@ class Exchange:
                 self._unwelcome(peer)
             case TableSeen(epoch, revision):
                 if epoch == self.epoch:
-                    self._answer(self._announcements.seen(peer, revision))
+                    self._tables.seen(peer, revision)
             case RegisterRegion() | RegisterCudaRegion() | UnregisterRegions():
                 self._region_call(peer, message, now)
             case UpdateLogSettings() | UpdateTraceSettings():
                 self._settings_call(peer, message)
             case LoadModel() | UnloadModel() | AskStatistics() | AskStatus():
                 self._call(peer, message, now)
+
+    def failed(self, peer: bytes, message: ToBroker) -> None:
+        """``receive`` raised something for this message: whoever called gets an answer all the same."""
+        if isinstance(message, Call):
+            self._outbox.tell(peer, Answer(message.call, _CALL_FAILED))
 
     def receive_data(self, name: str, message: Request | Done | Cancel | Ready, now: float) -> None:
         """A message on the data connection of this requester or worker. ``flush`` afterwards.
@@ -261,8 +278,8 @@ class Exchange:
                 self._requester_hello(peer, hello, now)
             case ObserverHello():
                 self._observers[peer] = Known(peer.decode(errors="replace"), "observer", hello.pid)
-                self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
-                self._push_table((peer,))
+                self._welcome(peer)
+                self._tables.add_observer(peer)
                 if not self._outlet.watch(peer, hello.pid):
                     self.gone(peer, now)
             case WorkerHello():
@@ -281,10 +298,8 @@ class Exchange:
         self._welcome(peer)
         # From before this broker's time. It gets no table of regions before its own are in it, so that it drops none.
         if hello.epoch != self.epoch and self._regions.restore(hello.regions):
-            self._push_regions()
-        else:
-            self._push_regions((peer,))
-        self._push_table((peer,))
+            self._tables.regions_changed()
+        self._tables.add_requester(peer)
         last_loss = hello.last_loss if hello.epoch == self.epoch else 0
         self._dispatcher.requester_hello(hello.requester, hello.awaited, last_loss)
         if not self._outlet.watch(peer, hello.pid):
@@ -369,15 +384,15 @@ class Exchange:
             fault = self._regions.register(call)
             changed = fault is None
         if changed:
-            self._push_regions()
-        self._answer(self._announcements.answer(peer, Answer(call.call, fault), now))
+            self._tables.regions_changed()
+        self._tables.answer(peer, Answer(call.call, fault), now)
 
     def _settings_call(self, peer: bytes, call: UpdateLogSettings | UpdateTraceSettings) -> None:
         fault, result = self._settings.update(call)
         if fault is None:
             message = self._settings.message(self.epoch)
             launcher = () if self._launcher is None else (self._launcher[0],)
-            for other in (*self._requesters, *self._worker_sockets, *launcher):
+            for other in (*self._requesters, *self._observers, *self._worker_sockets, *launcher):
                 self._outbox.tell(other, message)
             self._outlet.settings_changed(self._settings.changed)
         self._outbox.tell(peer, Answer(call.call, fault, result))
@@ -397,7 +412,7 @@ class Exchange:
             self._dispatcher.startup_finished(now)
             if not self._exiting:
                 logger.info("every model has been loaded or has failed; pid %s serves", os.getpid())
-                self._push_table()
+                self._tables.models_changed()
 
     def _carry_out(self, instructions: Iterable[LifecycleInstruction], now: float) -> None:
         dispatcher = self._dispatcher
@@ -415,9 +430,9 @@ class Exchange:
                     if self._launcher is not None:
                         self._outbox.tell(self._launcher[0], message)
                 case TableChanged():
-                    self._push_table()
+                    self._tables.models_changed()
                 case CallFinished(name, call, fault):
-                    self._answer(self._announcements.answer(name.encode(), Answer(call, fault), now))
+                    self._tables.answer(name.encode(), Answer(call, fault), now)
                 case ModelReady(name, version, config, fresh_statistics):
                     dispatcher.add_model(name, version, config, fresh_statistics)
                 case ModelDraining(name, version, fault):
@@ -435,32 +450,16 @@ class Exchange:
         if not self._outlet.send_batch(worker, batch):
             self._dispatcher.unreachable(worker, batch.id, now)
 
-    def _answer(self, answers: Iterable[tuple[bytes, Answer]]) -> None:
-        for peer, answer in answers:
-            self._outbox.tell(peer, answer)
-
     def _is_known(self, peer: bytes) -> bool:
         if peer in self._requesters or peer in self._observers or peer in self._worker_sockets:
             return True
         return self._launcher is not None and self._launcher[0] == peer
 
-    def _push_table(self, peers: Iterable[bytes] | None = None) -> None:
-        """To ``peers``; to all requesters and observers if it is None."""
-        self._revision += 1
-        table = ModelTable(self.epoch, self._revision, self.state, self._lifecycle.entries())
-        self._push(table, (*self._requesters, *self._observers) if peers is None else peers)
+    def _model_table(self, revision: int) -> ModelTable:
+        return ModelTable(self.epoch, revision, self.state, self._lifecycle.entries())
 
-    def _push_regions(self, peers: Iterable[bytes] | None = None) -> None:
-        """To ``peers``; to all requesters if it is None."""
-        self._revision += 1
-        table = RegionTable(self.epoch, self._revision, self._regions.registered)
-        self._push(table, tuple(self._requesters) if peers is None else peers)
-
-    def _push(self, table: ModelTable | RegionTable, peers: Iterable[bytes]) -> None:
-        for peer in peers:
-            self._outbox.tell(peer, table)
-            if peer in self._requesters:
-                self._announcements.told(peer, table.revision)
+    def _region_table(self, revision: int) -> RegionTable:
+        return RegionTable(self.epoch, revision, self._regions.registered)
 
     def _status(self) -> ServerStatus:
         processes = [PeerStatus("broker", os.getpid())]

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from mmap import ALLOCATIONGRANULARITY
 
-from conch.messages import Fault, Region, RegisterCudaRegion, RegisterRegion, UnregisterRegions
+from conch.messages import Fault, Region, RegionKind, RegisterCudaRegion, RegisterRegion, UnregisterRegions
 
 #: each costs every process of the server a descriptor, and its name is in every table that is sent around
 MAX_REGIONS = 1024
 _MAX_NAME_LENGTH = 1024
+#: names that are remembered as unregistered
+_MOST_UNREGISTERED = 4 * MAX_REGIONS
 _RESERVED_PREFIX = "triton_python_backend_shm_region_"
 
 
@@ -18,9 +20,8 @@ class Registry:
         self._number = number
         self._capacity = capacity
         self._regions: dict[str, Region] = {}
-        #: by number: regions of a former broker that were unregistered since, and that a requester may still list
-        self._forgotten: set[int] = set()
-        self._restored: set[int] = set()
+        #: what clients unregistered, by kind and name: a requester may still list it from before this broker's time
+        self._unregistered: set[tuple[RegionKind, str]] = set()
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -93,23 +94,31 @@ class Registry:
         ]
         for region in removed:
             del self._regions[region.name]
-            if region.number in self._restored:
-                self._restored.remove(region.number)
-                self._forgotten.add(region.number)
+        self._remember(call)
         return removed
+
+    def _remember(self, call: UnregisterRegions) -> None:
+        unregistered = self._unregistered
+        if len(call.name) > _MAX_NAME_LENGTH:
+            return
+        if len(unregistered) < _MOST_UNREGISTERED:
+            unregistered.add((call.kind, call.name))
+        else:  # what is left of a former broker by now is not worth more memory: nothing is restored any more
+            unregistered.update((("system", ""), ("cuda", "")))
 
     # ------------------------------------------------------------------------------------------------------- a restart
 
     def lacks(self, region: Region) -> bool:
         """Whether this, which a requester has had open since before this broker's time, is to be restored."""
-        if region.name in self._regions or region.number in self._forgotten:
+        if region.name in self._regions or not self._unregistered.isdisjoint(
+            ((region.kind, ""), (region.kind, region.name))
+        ):
             return False
         return all(region.number != known.number for known in self._regions.values())
 
     def restore(self, region: Region) -> None:
         """What it ``lacks``; this process holds it now."""
         self._regions[region.name] = region
-        self._restored.add(region.number)
 
 
 def invalid(call: RegisterRegion) -> Fault:

@@ -136,7 +136,6 @@ class Server:
         self._exchange.flush(now)
 
     def _receive(self, now: float) -> None:
-        exchange = self._exchange
         receive = self._channel.receive_nowait
         self._router_due = False
         for number in range(_ROUND):
@@ -148,18 +147,23 @@ class Server:
                 if received is None:
                     return
                 peer, message = received
-                if isinstance(message, (RequesterHello, Died, LauncherHello)):
-                    # what the peer, or whoever died, had sent on its data connection comes before this
-                    for descriptor in self._links.descriptors():
-                        self._hear(descriptor)
-                exchange.receive(peer, message, now)
+                self._handle(peer, message, now)
             except BadMessage as error:
                 self._unreadable += 1
                 if self._unreadable == 1 or self._unreadable % 1000 == 0:
                     logger.error("dropped an unreadable message, the %s. so far: %s", self._unreadable, error)
-            except Exception:  # one peer's message must not end the broker
-                logger.exception("a message could not be handled")
         self._router_due = True
+
+    def _handle(self, peer: bytes, message: ToBroker, now: float) -> None:
+        try:
+            if isinstance(message, (RequesterHello, Died, LauncherHello)):
+                # what the peer, or whoever died, had sent on its data connection comes before this
+                for descriptor in self._links.descriptors():
+                    self._hear(descriptor)
+            self._exchange.receive(peer, message, now)
+        except Exception:  # one peer's message must not end the broker
+            logger.exception("a message could not be handled")
+            self._exchange.failed(peer, message)
 
     def _wait(self, may_sleep: bool) -> None:
         now = time.monotonic()

@@ -52,7 +52,7 @@ ToBroker = (
     | UpdateTraceSettings
 )
 ToRequester = Retired | Lost | Rejected | ModelTable | RegionTable | ServerSettings | Answer | Welcome | Unwelcome
-ToObserver = ModelTable | Answer | Welcome | Unwelcome
+ToObserver = ModelTable | ServerSettings | Answer | Welcome | Unwelcome
 ToWorkerData = Batch
 ToBrokerData = DataLink | Request | Done | Cancel | Ready
 #: a batch comes on the control socket only if it is too long for the data connection

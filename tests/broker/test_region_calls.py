@@ -224,6 +224,23 @@ class TestWaiting:
             assert register(caller, "c", memory) is None
             assert time.monotonic() - started < 0.9
 
+    def test_a_stopped_frontend_gets_what_counts_then(
+        self, run_dir: Path, repository: Path, memory: ClientMemory
+    ) -> None:
+        with broker(run_dir, repository), around(run_dir) as peers:
+            frontend = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+            caller, stopped = peers.requester(), peers.requester(pid=frontend.pid)
+            stopped.reads_tables = False
+            for number in range(30):
+                caller.send(RegisterRegion(number, f"r{number}", memory.key, 0, 1))
+            answered = [caller.expect(messages.Answer).call for _ in range(30)]
+            assert answered == list(range(30))
+            stopped.reads_tables = True
+            assert expect_regions(stopped) == ()
+            assert len(stopped.expect(RegionTable).regions) == 30
+            frontend.kill()
+            frontend.communicate()
+
     def test_loads_wait_too(self, run_dir: Path, repository: Path) -> None:
         with broker(run_dir, repository, model_control_mode="explicit"), around(run_dir) as peers:
             caller, other = peers.requester(), peers.requester()
@@ -233,8 +250,8 @@ class TestWaiting:
             launcher.spawn()
             caller.expect_table("echo", "READY")
             assert caller.receive(0.2) is None
-            table = other.expect_table("echo", "READY")
-            other.send(messages.TableSeen(table.epoch, table.revision))
+            other.reads_tables = True
+            other.expect_table("echo", "READY")
             assert caller.expect(messages.Answer) == messages.Answer(5)
 
 
@@ -272,6 +289,24 @@ class TestRestart:
                 assert call(first, UnregisterRegions(4, "system", "b"), second) is None
                 second.hello(regions=all_of_them, epoch=epoch)
                 assert {region.name for region in second.expect(RegionTable).regions} == {"cuda"}
+
+    def test_unregistered_before_its_only_holder_is_back(
+        self, run_dir: Path, repository: Path, memory: ClientMemory
+    ) -> None:
+        with around(run_dir) as peers, ExitStack() as closing:
+            with broker(run_dir, repository) as process:
+                first, second = peers.requester(), peers.requester()
+                for name in "ab":
+                    first.send(RegisterRegion(1, name, memory.key, 0, 1))
+                listed = tuple(held(second, region, closing) for region in expect_regions(second, "a", "b"))
+                process.kill()
+            with broker(run_dir, repository):
+                first.connect()
+                second.connect()
+                first.hello()
+                assert call(first, UnregisterRegions(3, "system", "a")) is None
+                second.hello(regions=listed)
+                assert {region.name for region in second.expect(RegionTable).regions} == {"b"}
 
     def test_what_the_holder_has_no_more_is_not_taken_over(
         self, run_dir: Path, repository: Path, memory: ClientMemory

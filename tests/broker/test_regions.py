@@ -131,3 +131,25 @@ class TestRestart:
         regions.restore(self.OLD)
         regions.remove(UnregisterRegions(1, "system"))
         assert not regions.lacks(self.OLD)
+
+    def test_what_was_unregistered_before_it_was_known_does_not_come_back(self) -> None:
+        regions = registry()
+        assert not regions.remove(UnregisterRegions(1, "cuda", "a"))
+        assert not regions.remove(UnregisterRegions(1, "system", "b"))
+        assert regions.lacks(self.OLD)
+        assert not regions.remove(UnregisterRegions(1, "system", "a"))
+        assert not regions.lacks(self.OLD)
+
+    def test_nor_what_was_registered_anew_and_unregistered(self) -> None:
+        regions = registry()
+        register(regions, "a")
+        assert len(regions.remove(UnregisterRegions(1, "system", "a"))) == 1
+        assert not regions.lacks(self.OLD)
+
+    def test_too_many_names_to_remember(self) -> None:
+        regions = registry()
+        for number in range(4096):
+            regions.remove(UnregisterRegions(1, "system", f"x{number}"))
+        assert regions.lacks(self.OLD)
+        regions.remove(UnregisterRegions(1, "system", "one more"))
+        assert not regions.lacks(self.OLD)

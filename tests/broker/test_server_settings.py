@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import msgspec
@@ -6,13 +7,17 @@ import pytest
 from broker.server_settings import Changed, SettingsKeeper, initial_trace
 from conch.errors import InvalidArgument
 from conch.messages import (
+    PROTOCOL_VERSION,
     Answer,
     Fault,
     LogSettings,
+    ObserverHello,
     ServerSettings,
+    ToObserver,
     TraceSettings,
     UpdateLogSettings,
     UpdateTraceSettings,
+    Welcome,
 )
 from tests.broker.harness import Peer, around, broker, write_model
 
@@ -189,6 +194,10 @@ class TestBroker:
         with around(run_dir) as peers:
             with broker(run_dir, repository, trace_config="rate=7") as process:
                 requester, other, launcher = peers.requester(), peers.requester(), peers.launcher()
+                observer = peers.peer("observer", ToObserver)
+                observer.connect()
+                observer.send(ObserverHello(PROTOCOL_VERSION, os.getpid()))
+                observer.expect(Welcome)
                 worker = launcher.spawn()
                 requester.send(UpdateLogSettings(1, {"verbose_level": 1}))
                 answer = requester.expect(Answer)
@@ -196,7 +205,7 @@ class TestBroker:
                 requester.send(UpdateTraceSettings(2, "echo", {"count": ("5",)}))
                 answer = requester.expect(Answer)
                 assert msgspec.convert(answer.result, TraceSettings) == TraceSettings(rate=7, count=5)
-                for peer in (other, launcher, worker.control):
+                for peer in (other, launcher, worker.control, observer):
                     _expect_settings(peer, TraceSettings(rate=7, count=5))
                 requester.send(UpdateLogSettings(3, {"format": "x"}))
                 answer = requester.expect(Answer)

@@ -24,8 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it can be run as a file
 
-from benchmarks import models, real_triton, servers
-from benchmarks.cases import Case, add_sub_cases, classifier_cases, identity_cases
+from benchmarks import models, perf_analyzer, real_triton, servers
+from benchmarks.cases import Case, HttpLoad, add_sub_cases, classifier_cases, identity_cases
 from benchmarks.load import LoadFailed, Measurement, wrk_installed
 from benchmarks.servers import Server
 
@@ -71,6 +71,14 @@ def take_turns(case: Case, rivals: Sequence[Server | Path], length: Length) -> d
             else:
                 found.setdefault(BARE, []).append(measure_bare_loop(rival, case.unit, length.measure_s))
     return found
+
+
+def can_be_measured(case: Case) -> bool:
+    """Says so if not."""
+    if isinstance(case.load, HttpLoad) or perf_analyzer.installed():
+        return True
+    print(f"left out: {case.name}: needs perf_analyzer; name the command in $PERF_ANALYZER", file=sys.stderr)
+    return False
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -151,7 +159,7 @@ def run(options: argparse.Namespace, work: Path) -> list[str]:
             (classifier_cases(), [running[0], onnx_file], BARE),
         ]
         for cases, rivals, name in comparisons:
-            chosen = [case for case in cases if options.only in case.name]
+            chosen = [case for case in cases if options.only in case.name and can_be_measured(case)]
             lines += ["", header(name)] if chosen else []
             for case in chosen:
                 lines.append(row(case, take_turns(case, rivals, length), name))

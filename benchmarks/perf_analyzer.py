@@ -6,6 +6,7 @@
 import csv
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,10 @@ def _seconds(microseconds: str) -> float:
 
 def command() -> list[str]:
     return shlex.split(os.environ.get("PERF_ANALYZER") or "perf_analyzer")
+
+
+def installed() -> bool:
+    return shutil.which(command()[0]) is not None
 
 
 def run(model: str, protocol: str, address: str, arguments: Sequence[str], seconds: float) -> list[Report]:

@@ -7,7 +7,6 @@ whether a failure is perf_analyzer's or the server's.
 import argparse
 import contextlib
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -177,7 +176,7 @@ def main() -> None:
     runs = list(chosen_runs(options.only))
     if not runs:
         sys.exit(f"no protocol and mode contain {options.only!r}")
-    if shutil.which(perf_analyzer.command()[0]) is None:
+    if not perf_analyzer.installed():
         sys.exit(
             f"there is no {perf_analyzer.command()[0]}: install perf-analyzer, or name the command in $PERF_ANALYZER"
         )

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import uvloop
 
-from benchmarks import load, models
+from benchmarks import load, models, real_triton, servers
 from benchmarks.cases import Case, HttpLoad, add_sub_cases, classifier_cases, identity_cases
-from benchmarks.compare import header, row
+from benchmarks.compare import can_be_measured, header, row
 from tests.scenarios.harness import Server
 
 # the first loop of a process makes a pipe that stays; it is not these tests' leak
@@ -56,3 +56,13 @@ def test_table() -> None:
 def test_every_case_has_a_name_of_its_own() -> None:
     names = [case.name for case in add_sub_cases() + identity_cases() + classifier_cases()]
     assert len(set(names)) == len(names)
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PERF_ANALYZER", "/no/such/program")
+    left_out = [case.name for case in add_sub_cases() if not can_be_measured(case)]
+    assert left_out and all("gRPC" in name for name in left_out)
+    assert "$PERF_ANALYZER" in capsys.readouterr().err
+    monkeypatch.delenv(real_triton.VARIABLE, raising=False)
+    with pytest.raises(servers.DoesNotStart, match=real_triton.VARIABLE), servers.triton([]):
+        pass

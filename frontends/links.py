@@ -31,6 +31,8 @@ logger = logging.getLogger("conch.frontends.links")
 
 #: how long no connection is accepted after the system had no descriptor for one
 _ACCEPT_PAUSE_S = 0.1
+#: how long nothing is sent to a worker after the kernel was short of memory, or of descriptors on their way
+_SEND_PAUSE_S = 0.02
 
 
 class WorkerLink:
@@ -191,19 +193,30 @@ class Links:
                 return
         except ChannelClosed:
             return  # what it had sent before is still to be read; then its end of file closes the link
+        if not link.backlog:
+            self._loop.add_writer(link.channel.fileno(), self._flush, link)
         link.backlog.append((message, descriptor))
-        self._loop.add_writer(link.channel.fileno(), self._flush, link)
 
     def _flush(self, link: WorkerLink) -> None:
+        sent = False
         try:
             while link.backlog:
                 message, descriptor = link.backlog[0]
                 if not link.channel.send_nowait(message, descriptor):
+                    if not sent:  # though the worker reads: the loop would ask without end
+                        self._loop.remove_writer(link.channel.fileno())
+                        self._loop.call_later(_SEND_PAUSE_S, self._resume_sending, link)
                     return
                 link.backlog.popleft()
+                sent = True
         except ChannelClosed:
             pass
         self._loop.remove_writer(link.channel.fileno())
+
+    def _resume_sending(self, link: WorkerLink) -> None:
+        descriptor = link.channel.fileno()
+        if self._links.get(descriptor) is link and link.backlog:
+            self._loop.add_writer(descriptor, self._flush, link)
 
 
 def _announces(message: RequesterToWorker, number: int) -> bool:

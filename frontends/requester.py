@@ -12,10 +12,7 @@ from functools import partial
 from typing import Any, overload
 
 import msgspec
-import zmq
 
-from conch.channels import BadMessage
-from conch.channels.zeromq import DealerChannel
 from conch.errors import Internal, Overloaded, from_fault
 from conch.messages import (
     Answer,
@@ -38,7 +35,6 @@ from conch.messages import (
     ServerSettings,
     TableSeen,
     TensorDescription,
-    ToBroker,
     ToRequester,
     TraceSettings,
     Unwelcome,
@@ -51,6 +47,7 @@ from conch.run_dir import RunDir, new_peer_id
 from frontends.asked import Asked, OnAnswer, cancel_with, settle
 from frontends.broker_calls import NOT_SENDABLE, BrokerCalls
 from frontends.broker_link import BrokerLink
+from frontends.broker_socket import BrokerSocket
 from frontends.calls import Call, Order
 from frontends.cuda_check import CudaCheck
 from frontends.inference import InferenceCall, InferenceResult, Outcome
@@ -83,9 +80,6 @@ TICK_S = 0.25
 #: ticks between two looks for idle segments
 _RETIRE_TICKS = 20
 _ALIGNMENT_NBYTES = 64
-#: as plain integers: the enumerations cost a microsecond each time
-_EVENTS = int(zmq.EVENTS)
-_POLLIN = int(zmq.POLLIN)
 
 Future = asyncio.Future[InferenceResult]
 
@@ -110,7 +104,7 @@ class Requester:
         self._run_dir = run_dir
         self._max_inflight = max_inflight
         self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
-        self._calls = BrokerCalls(lambda: self._pending.welcome, self._send)
+        self._calls = BrokerCalls(lambda: self._pending.welcome, lambda message: self._broker.send(message))
         self._arena = Arena(arena_cap_nbytes, "input")
         self._links = Links(self._on_response, self._announcements)
         self._arena.on_segment_added = lambda segment: self._links.announce(*_announcement(segment))
@@ -118,13 +112,14 @@ class Requester:
         self._region_memory = RegionMemory(self._links.announce, self._links.retire)
         self._cuda_check = CudaCheck()
         self._growing: dict[asyncio.Task[None], Asked] = {}
-        self._look_again = False
+        #: what could not be sent: until it is, the broker sends no other table
+        self._table_seen: TableSeen | None = None
+        self._started = False
         self._closing = False
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._data: BrokerLink
-        self._dealer: DealerChannel[ToBroker, ToRequester]
+        self._broker: BrokerSocket[ToRequester]
         self._loop: asyncio.AbstractEventLoop
         self._growth_lock: asyncio.Lock
 
@@ -137,17 +132,16 @@ class Requester:
         self._links.open(self._run_dir.requester_socket(self.id))
         await self._loop.run_in_executor(None, self._arena.grow, 1)
         self._arena.free(self._arena.allocate(1))  # takes the new segment over
-        self._context = zmq.Context()
         self._data = BrokerLink(self._run_dir.broker_data_socket, self.id, self._on_data_lost)
-        self._dealer = DealerChannel(self._context, self._run_dir.broker_socket, self.id.encode(), ToRequester)
-        self._loop.add_reader(self._dealer.fileno(), self._on_broker)
-        self._loop.add_reader(self._dealer.monitor_fileno(), self._on_monitor)
+        self._broker = BrokerSocket(
+            self._run_dir.broker_socket, self.id.encode(), ToRequester, self._from_broker, self._on_connection
+        )
+        self._started = True
         self._tick()
-        self._on_monitor()
 
     async def close(self) -> None:
         """Answers everything pending with ``NotReady``, then closes sockets, links and the arena. Idempotent."""
-        if self._context is None or self._closing:
+        if not self._started or self._closing:
             return
         self._closing = True
         self._carry_out(self._pending.close())
@@ -157,12 +151,8 @@ class Requester:
         self._calls.close()
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._dealer.fileno())
-        self._loop.remove_reader(self._dealer.monitor_fileno())
         self._data.close()
-        self._dealer.close()
-        self._context.destroy(linger=0)
-        self._context = None
+        self._broker.close()
         self._links.close()
         self._arena.close()
         self._region_memory.close()
@@ -288,13 +278,19 @@ class Requester:
             async with self._growth_lock:
                 while self._arena.needs_growth(nbytes) and asked.on_answer is not None:
                     await self._loop.run_in_executor(None, self._arena.grow, nbytes)
-            if asked.on_answer is not None:
-                self._send_request(model, call, checked, self._arena.allocate(nbytes), asked)
-                return
+            block = None if asked.on_answer is None else self._arena.allocate(nbytes)
         except ArenaFull as error:
             logger.warning("%s", error)
+            block = None
             asked.answer(Overloaded("the server's memory for inputs is full; try again"))
-        self._region_memory.release(asked.regions)
+        except Exception:  # no descriptor, no thread: whoever asked must hear of it
+            logger.exception("the memory for inputs cannot grow")
+            block = None
+            asked.answer(Overloaded("the server cannot make room for inputs at the moment; try again"))
+        if block is None:
+            self._region_memory.release(asked.regions)
+        else:
+            self._send_request(model, call, checked, block, asked)
 
     def _cancelled(self, id: int) -> None:
         self._carry_out(self._pending.abandon(id))
@@ -307,7 +303,7 @@ class Requester:
                     message = instruction.message
                     if isinstance(message, RequesterHello):
                         self._data.forget_waiting()
-                        self._send(msgspec.structs.replace(message, regions=self._region_memory.held))
+                        self._broker.send(msgspec.structs.replace(message, regions=self._region_memory.held))
                     else:
                         self._send_data(message)
                 case FreeInputs():
@@ -357,13 +353,6 @@ class Requester:
 
     # ---------------------------------------------------------------------------------------------------- the broker
 
-    def _send(self, message: ToBroker) -> bool:
-        if not self._look_again:
-            # sending may swallow the signal that something has arrived
-            self._look_again = True
-            self._loop.call_soon(self._look)
-        return self._dealer.send_nowait(message)
-
     def _send_data(self, message: Request | Cancel) -> None:
         try:
             if self._data.send(message):
@@ -383,25 +372,9 @@ class Requester:
 
     def _on_data_lost(self) -> None:
         """The broker is gone, or has dropped the connection: what it knows of us is found out by a HELLO."""
+        # an answer that the broker could not send yet is dropped when it hears the HELLO
+        self._calls.broker_lost()
         self._carry_out(self._pending.unwelcome(Unwelcome(0), time.monotonic()))
-
-    def _look(self) -> None:
-        self._look_again = False
-        if self._context is not None and int(self._dealer.socket.getsockopt(_EVENTS)) & _POLLIN:
-            self._on_broker()
-
-    def _on_broker(self) -> None:
-        """Takes everything that has arrived. Nothing may end this early: the descriptor would stay silent for ever."""
-        while True:
-            try:
-                message = self._dealer.receive_nowait()
-                if message is None:
-                    return
-                self._from_broker(message)
-            except BadMessage as error:
-                logger.error("the broker sent something unreadable: %s", error)
-            except Exception:
-                logger.exception("a message of the broker could not be handled")
 
     def _from_broker(self, message: ToRequester) -> None:
         match message:
@@ -414,14 +387,18 @@ class Requester:
                 self._links.drain(message.worker)
                 self._carry_out(self._pending.lost(message, time.monotonic()))
             case ModelTable():
-                self.models.update(message)
-                if self.on_table is not None:
-                    self.on_table(message)
-                self._send(TableSeen(message.epoch, message.revision))
+                try:
+                    self.models.update(message)
+                    if self.on_table is not None:
+                        self.on_table(message)
+                finally:
+                    self._say_seen(TableSeen(message.epoch, message.revision))
             case RegionTable():
-                self.regions.update(message)
-                self._region_memory.update(message.regions)
-                self._send(TableSeen(message.epoch, message.revision))
+                try:
+                    self.regions.update(message)
+                    self._region_memory.update(message.regions)
+                finally:
+                    self._say_seen(TableSeen(message.epoch, message.revision))
             case ServerSettings():
                 self.server_settings = message
                 set_logging(message.log)
@@ -441,16 +418,17 @@ class Requester:
                 self._calls.broker_lost()
                 self._carry_out(self._pending.unwelcome(message, time.monotonic()))
 
-    def _on_monitor(self) -> None:
-        for up in self._dealer.connection_changes():
-            now = time.monotonic()
-            self._calls.broker_lost()
-            if up:
-                # the socket takes note of its new connection only while it is asked for something
-                self._on_broker()
-                self._carry_out(self._pending.connected(now))
-            else:
-                self._pending.disconnected(now)
+    def _say_seen(self, seen: TableSeen) -> None:
+        self._table_seen = None if self._broker.send(seen) else seen
+
+    def _on_connection(self, up: bool) -> None:
+        now = time.monotonic()
+        self._table_seen = None
+        self._calls.broker_lost()
+        if up:
+            self._carry_out(self._pending.connected(now))
+        else:
+            self._pending.disconnected(now)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -459,6 +437,8 @@ class Requester:
         self._calls.tick(now)
         self.models.broker_absent = self._pending.outage_s(now) > HOLD_LIMIT_S
         self._region_memory.open_missing()
+        if self._table_seen is not None:
+            self._say_seen(self._table_seen)
         self._ticks += 1
         if self._ticks % _RETIRE_TICKS == 0:
             self._arena.retire_idle(now)

@@ -123,6 +123,7 @@ class DealerChannel(Generic[Out, In]):
         core: Any = super(zmq.Socket, self.socket)
         self._send = core.send
         self._receive = core.recv
+        self._get = core.get
         self._decode = msgspec.msgpack.Decoder(incoming).decode
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -142,6 +143,10 @@ class DealerChannel(Generic[Out, In]):
         except zmq.Again:
             return None
         return self._decoded(frame)
+
+    def is_readable(self) -> bool:
+        """Whether ``receive_nowait`` has something."""
+        return bool(self._get(_EVENTS) & _POLLIN)
 
     def receive(self, timeout_ms: int) -> In | None:
         """Waits at most ``timeout_ms`` (-1: for ever) for a message. Raises ``BadMessage``."""

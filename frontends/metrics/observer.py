@@ -10,10 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import zmq
 
-from conch.channels import BadMessage
-from conch.channels.zeromq import DealerChannel
 from conch.messages import (
     PROTOCOL_VERSION,
     Answer,
@@ -21,18 +18,18 @@ from conch.messages import (
     ModelStatistics,
     ModelTable,
     ObserverHello,
-    ToBroker,
+    ServerSettings,
     ToObserver,
     Unwelcome,
 )
+from conch.process import set_logging
 from conch.run_dir import RunDir, new_peer_id
+from frontends.broker_socket import BrokerSocket
 
 logger = logging.getLogger("conch.frontends.metrics.observer")
 
 #: a broker that is there answers within milliseconds
 ANSWER_WITHIN_S = 0.9
-_EVENTS = int(zmq.EVENTS)
-_POLLIN = int(zmq.POLLIN)
 
 OnStatistics = Callable[[list[ModelStatistics] | None], None]
 
@@ -47,20 +44,13 @@ class Observer:
         self._waiting: list[OnStatistics] = []
         self._call = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._channel: DealerChannel[ToBroker, ToObserver] = DealerChannel(
-            self._context, run_dir.broker_socket, new_peer_id().encode(), ToObserver
+        self._broker: BrokerSocket[ToObserver] = BrokerSocket(
+            run_dir.broker_socket, new_peer_id().encode(), ToObserver, self._from_broker, self._on_connection
         )
-        self._loop.add_reader(self._channel.fileno(), self._on_broker)
-        self._loop.add_reader(self._channel.monitor_fileno(), self._on_monitor)
-        self._on_monitor()
 
     def close(self) -> None:
         self._tell(None)
-        self._loop.remove_reader(self._channel.fileno())
-        self._loop.remove_reader(self._channel.monitor_fileno())
-        self._channel.close()
-        self._context.destroy(linger=0)
+        self._broker.close()
 
     def ask(self, on_statistics: OnStatistics) -> None:
         """``on_statistics`` gets the statistics of all models, or None when the broker has not answered in time. All
@@ -72,7 +62,7 @@ class Observer:
 
     def _send_question(self) -> None:
         self._call += 1
-        self._send(AskStatistics(self._call))
+        self._broker.send(AskStatistics(self._call))
 
     def _tell(self, statistics: list[ModelStatistics] | None) -> None:
         if self._timer is not None:
@@ -84,45 +74,22 @@ class Observer:
 
     # ---------------------------------------------------------------------------------------------------- the broker
 
-    def _send(self, message: ToBroker) -> None:
-        self._channel.send_nowait(message)
-        # sending may swallow the signal that something has arrived
-        self._loop.call_soon(self._look)
-
-    def _look(self) -> None:
-        if not self._channel.socket.closed and int(self._channel.socket.getsockopt(_EVENTS)) & _POLLIN:
-            self._on_broker()
-
     def _say_hello(self) -> None:
-        self._send(ObserverHello(PROTOCOL_VERSION, os.getpid()))
+        self._broker.send(ObserverHello(PROTOCOL_VERSION, os.getpid()))
         if self._waiting:
             self._send_question()
 
-    def _on_monitor(self) -> None:
-        for up in self._channel.connection_changes():
-            if up:
-                # the socket takes note of its new connection only while it is asked for something
-                self._on_broker()
-                self._say_hello()
-
-    def _on_broker(self) -> None:
-        """Takes everything that has arrived. Nothing may end this early: the descriptor would stay silent for ever."""
-        while True:
-            try:
-                message = self._channel.receive_nowait()
-                if message is None:
-                    return
-                self._from_broker(message)
-            except BadMessage as error:
-                logger.error("the broker sent something unreadable: %s", error)
-            except Exception:
-                logger.exception("a message of the broker could not be handled")
+    def _on_connection(self, up: bool) -> None:
+        if up:
+            self._say_hello()
 
     def _from_broker(self, message: ToObserver) -> None:
         match message:
             case ModelTable():
                 if message.server != "starting":
                     self.loaded.set()
+            case ServerSettings():
+                set_logging(message.log)
             case Answer() if message.call == self._call and self._waiting:
                 self._tell(_statistics(message.result))
             case Unwelcome():

@@ -17,8 +17,9 @@ _MOST_RETIRED = 10_000
 
 
 class _Region:
-    """``nbytes`` bytes from ``offset`` of the file behind ``descriptor``, which it owns. Mapped at the first use: most
-    workers never use most regions, and by then the client may have mended what it had cut."""
+    """``nbytes`` bytes, at least 1, from ``offset``, a multiple of the page size, of the file behind ``descriptor``,
+    which it owns. Mapped at the first use: most workers never use most regions, and by then the client may have mended
+    what it had cut."""
 
     __slots__ = ("_descriptor", "_mapping", "_nbytes", "_offset", "_view", "announcers")
 
@@ -33,8 +34,6 @@ class _Region:
 
     def check(self, tensor: str) -> None:
         """Raises ``InvalidArgument`` if the file has been cut."""
-        if not self._nbytes:
-            return
         mapping = self._mapping
         size = os.fstat(self._descriptor).st_size if mapping is None else mapping.size()
         if size < self._offset + self._nbytes:
@@ -43,24 +42,20 @@ class _Region:
     def view(self, tensor: str) -> memoryview:
         """All of it, writable. Raises ``InvalidArgument``."""
         self.check(tensor)
-        if self._mapping is None and self._nbytes:
-            skipped = self._offset % mmap.ALLOCATIONGRANULARITY
+        if self._mapping is None:
             try:
-                mapping = mmap.mmap(self._descriptor, skipped + self._nbytes, offset=self._offset - skipped)
+                mapping = mmap.mmap(self._descriptor, self._nbytes, offset=self._offset)
             except (OSError, ValueError, OverflowError) as error:
                 raise _unusable(tensor, "cannot be mapped") from error
             self._close_descriptor()  # the mapping has a duplicate, and looks at the size through it
             self._mapping = mapping
-            self._view = memoryview(mapping)[skipped:]
+            self._view = memoryview(mapping)
         return self._view
 
     def _close_descriptor(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def is_aligned(self, offset: int, alignment: int) -> bool:
-        return (self._offset + offset) % alignment == 0
 
     def close(self) -> None:
         """Unmaps it, now or when the last view of it is dropped."""
@@ -99,7 +94,7 @@ class ClientWindow:
 
     def is_aligned(self, alignment: int) -> bool:
         """Whether the view begins at a multiple of ``alignment``, a power of 2 of at most a page."""
-        return self._region.is_aligned(self.reference.offset, alignment)
+        return self.reference.offset % alignment == 0
 
 
 class OpenRegions:
@@ -110,7 +105,11 @@ class OpenRegions:
         self._regions: dict[int, _Region] = {}
 
     def open(self, number: int, descriptor: int, offset: int, nbytes: int) -> _Region:
-        """Takes over ``descriptor``. To be followed by one ``close``."""
+        """Takes over ``descriptor``. To be followed by one ``close``. Raises ``BadReference`` for what the broker's
+        registry does not let through."""
+        if nbytes < 1 or offset < 0 or offset % mmap.ALLOCATIONGRANULARITY:
+            os.close(descriptor)
+            raise BadReference(f"region {number} was announced with {nbytes} bytes from {offset}")
         region = self._regions.get(number)
         if region is None:
             region = self._regions[number] = _Region(descriptor, offset, nbytes)
@@ -138,15 +137,13 @@ class ClientRegions:
     def add(self, number: int, descriptor: int, offset: int, nbytes: int) -> None:
         """Takes over ``descriptor``, which is open for writing. A number that is there already stays as it is.
 
-        Raises ``BadReference`` for negative sizes.
+        Raises ``BadReference`` for a place where no region can lie.
         """
-        if number in self._regions or offset < 0 or nbytes < 0:
+        if number in self._regions:
             os.close(descriptor)
-            if number not in self._regions:
-                raise BadReference(f"region {number} was announced with {nbytes} bytes from {offset}")
             return
-        self._retired.pop(number, None)
         self._regions[number] = self._opened.open(number, descriptor, offset, nbytes)
+        self._retired.pop(number, None)
 
     def remove(self, number: int) -> None:
         """A view that is still in use stays valid."""

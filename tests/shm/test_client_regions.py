@@ -49,21 +49,20 @@ def test_both_see_what_the_other_writes(memory: ClientMemory, regions: ClientReg
     assert bytes(memory.view[100:105]) == b"HEllo"
 
 
-@pytest.mark.parametrize("start", [0, 1, 4095, 4096, 4097, 8000])
-def test_a_region_may_begin_anywhere(memory: ClientMemory, regions: ClientRegions, start: int) -> None:
+@pytest.mark.parametrize("start", [0, 4096, 8192])
+def test_a_region_may_begin_at_any_page(memory: ClientMemory, regions: ClientRegions, start: int) -> None:
     memory.view[:] = os.urandom(NBYTES)
     add(regions, memory, start, NBYTES - start)
     assert read(regions, 0, NBYTES - start) == bytes(memory.view[start:])
     assert read(regions, 7, 100) == bytes(memory.view[start + 7 : start + 107])
     assert read(regions, NBYTES - start, 0) == b""
     window = regions.window(ClientRegion(NUMBER, 8, 8), "input 'IN'")
-    assert window.is_aligned(8) == (start % 8 == 0)
-    assert window.is_aligned(1)
+    assert window.is_aligned(8) and not window.is_aligned(16)
 
 
 @pytest.mark.parametrize("nbytes", [NBYTES // 3, 5000])
 def test_nothing_beside_the_region_can_be_reached(memory: ClientMemory, regions: ClientRegions, nbytes: int) -> None:
-    add(regions, memory, 100, nbytes)
+    add(regions, memory, 4096, nbytes)
     for offset, length in [(-1, 1), (0, nbytes + 1), (nbytes, 1), (nbytes + 1, 0), (0, -1), (10, -5), (0, 2**63)]:
         with pytest.raises(BadReference):
             read(regions, offset, length)
@@ -88,9 +87,12 @@ def test_fits_or_raises(offset: int, nbytes: int) -> None:
 
 
 def test_announced_with_sizes_that_cannot_be(memory: ClientMemory, regions: ClientRegions) -> None:
-    for offset, nbytes in [(-1, 5), (0, -1)]:
+    before = len(os.listdir("/proc/self/fd"))
+    for offset, nbytes in [(-1, 5), (-4096, 5), (1, 5), (100, 4096), (0, -1), (0, 0), (4096, 0)]:
         with pytest.raises(BadReference):
             add(regions, memory, offset, nbytes)
+    assert not regions.knows(NUMBER)
+    assert len(os.listdir("/proc/self/fd")) == before
     for nbytes in (NBYTES + 1, 2**62, 2**63, 2**70):
         add(regions, memory, 0, nbytes)
         with pytest.raises(InvalidArgument):
@@ -183,16 +185,6 @@ def test_known_is_what_was_announced_or_retired(memory: ClientMemory, regions: C
         regions.remove(number)
     assert not regions.knows(101)
     assert regions.knows(19_999)
-
-
-def test_an_empty_region(memory: ClientMemory, regions: ClientRegions) -> None:
-    add(regions, memory, NBYTES, 0)
-    memory.resize(0)
-    window = regions.window(ClientRegion(NUMBER, 0, 0), "input 'IN'")
-    window.check()
-    assert bytes(window.view) == b""
-    with pytest.raises(BadReference):
-        read(regions, 0, 1)
 
 
 def test_memory_that_cannot_be_written(memory: ClientMemory, regions: ClientRegions) -> None:

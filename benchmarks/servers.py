@@ -33,10 +33,14 @@ class Server:
     pid: int = 0
 
     def ready(self) -> bool:
+        """On both ports: they need not open in the same moment."""
         try:
             with urllib.request.urlopen(f"http://{self.address}/v2/health/ready", timeout=1) as response:
                 ready: bool = response.status == 200
-                return ready
+            if self.grpc_address:
+                host, _, port = self.grpc_address.rpartition(":")
+                socket.create_connection((host, int(port)), 1).close()
+            return ready
         except OSError:
             return False
 

@@ -31,6 +31,8 @@ logger = logging.getLogger("conch.frontends.links")
 
 #: how long no connection is accepted after the system had no descriptor for one
 _ACCEPT_PAUSE_S = 0.1
+#: messages of one worker that are taken before others get their turn
+_MESSAGES_PER_TURN = 16
 #: how long nothing is sent to a worker after the kernel was short of memory, or of descriptors on their way
 _SEND_PAUSE_S = 0.02
 
@@ -126,7 +128,7 @@ class Links:
             link = WorkerLink(connection)
             descriptor = link.channel.fileno()
             self._links[descriptor] = link
-            self._loop.add_reader(descriptor, self._read, link)
+            self._loop.add_reader(descriptor, self._read_on, link)
             for message, kept in self._announcements():
                 self._send(link, message, kept)
 
@@ -135,9 +137,15 @@ class Links:
             self._loop.add_reader(self._listener.fileno(), self._accept)
             self._accept()
 
+    def _read_on(self, link: WorkerLink) -> None:
+        """Takes several messages, so that a busy loop is not asked about each. The descriptor is level-triggered: what
+        is left wakes the loop again."""
+        for _ in range(_MESSAGES_PER_TURN):
+            if not self._read(link):
+                return
+
     def _read(self, link: WorkerLink) -> bool:
-        """Takes one message. False if there was none, or the connection is closed now. The descriptor is
-        level-triggered: what is left wakes the loop again."""
+        """Takes one message. False if there was none, or the connection is closed now."""
         try:
             received = link.channel.receive_nowait()
             if received is None:

@@ -1,5 +1,6 @@
 """The broker process on real sockets."""
 
+import os
 import subprocess
 import sys
 import time
@@ -7,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from broker.region_files import Regions
+from broker.server import Server
 from conch import messages
 from conch.messages import PROTOCOL_VERSION, Awaited, Running
+from conch.process import StopSignals
+from conch.run_dir import RunDir
+from conch.settings import Settings
 from tests.broker.harness import DataEnd, around, broker, write_model
 
 
@@ -235,3 +241,32 @@ def test_an_idle_broker_sleeps(run_dir: Path, repository: Path) -> None:
         before = switches()
         time.sleep(0.5)
         assert switches() - before <= 2
+
+
+def test_a_call_that_breaks_the_broker_is_answered(
+    run_dir: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Regions, call: messages.UnregisterRegions) -> bool:
+        raise ValueError
+
+    RunDir(run_dir).create()
+    monkeypatch.setattr(Regions, "unregister", broken)
+    stop = StopSignals()
+    server = Server(Settings(run_dir=str(run_dir), model_repository=(str(repository),)), stop)
+    try:
+        with around(run_dir) as peers:
+            peer = peers.peer("requester", messages.ToRequester)
+            peer.connect()
+            peer.send(messages.RequesterHello(PROTOCOL_VERSION, "requester", "http", os.getpid(), ()))
+            peer.send(messages.UnregisterRegions(7, "system"))
+            peer.send(messages.TableSeen(server._exchange.epoch, 1))  # nobody waits for an answer to this
+            answer = None
+            deadline = time.monotonic() + 10
+            while not isinstance(answer, messages.Answer):
+                assert time.monotonic() < deadline
+                server._receive(time.monotonic())
+                answer = peer.receive(0.02)
+            assert answer.call == 7 and answer.fault is not None and answer.fault.kind == "Internal"
+    finally:
+        server.close()
+        stop.close()

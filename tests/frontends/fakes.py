@@ -136,6 +136,11 @@ class FakeBroker:
         self._hear()
         return self._received.empty()
 
+    def drop_data(self) -> None:
+        """Ends the requesters' data connections."""
+        for descriptor in self._links.descriptors():
+            self._links._drop(descriptor)
+
     def close(self) -> None:
         self._loop.remove_reader(self._router.fileno())
         self._loop.remove_reader(self._poll.fileno())

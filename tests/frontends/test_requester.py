@@ -1,7 +1,10 @@
 """The requester with real sockets and real shared memory, against a broker and workers that do what a test says."""
 
 import asyncio
+import errno
+import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ from conch.messages import (
     Duration,
     Fault,
     ModelStatistics,
+    Region,
+    RegionTable,
     Rejected,
+    RequesterToWorker,
     Response,
     Responses,
     Retired,
@@ -25,7 +31,9 @@ from conch.messages import (
 )
 from frontends.inference import InferenceCall, InferenceResult, Outcome, TensorInput
 from frontends.results import COPY_LIMIT_NBYTES
-from shm.arena import IDLE_S
+from shm.arena import IDLE_S, Arena
+from shm.region_files import open_key
+from tests.client_memory import client_memory
 from tests.frontends.fakes import eventually, on_uvloop
 from tests.frontends.samples import entry, int32, simple_call, table
 from tests.frontends.setup import DATA0, DATA1, call, data_of, setup
@@ -236,6 +244,59 @@ class TestMemory:
             future = s.submit()
             await s.worker().answer(await s.broker.request())
             await future
+
+    @on_uvloop
+    async def test_arena_that_cannot_grow(self, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def grow(self: Arena, nbytes: int) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with client_memory(4096) as memory:
+            async with setup(run_dir) as s:
+                s.broker.send(table(entry(max_batch_size=1_000_000), revision=2))
+                place = open_key(memory.key)
+                region = Region("system", "mine", 7, 0, 4096, memory.key, os.getpid(), place.descriptor, place.file)
+                s.broker.send(RegionTable(1, 3, (region,)))
+                await eventually(lambda: "mine" in s.requester.regions)
+                os.close(place.descriptor)
+                large = call(8 << 20)
+                large.targets["OUTPUT0"] = s.requester.regions.window("mine", 0, 64)
+                with monkeypatch.context() as patch:
+                    patch.setattr(Arena, "grow", grow)
+                    with pytest.raises(Overloaded, match="cannot make room for inputs"):
+                        await s.submit(large)
+                s.broker.send(RegionTable(1, 4, ()))
+                await eventually(lambda: "mine" not in s.requester.regions)
+                assert not list(s.requester._region_memory.announcements())
+                future = s.submit()
+                await s.worker().answer(await s.broker.request())
+                await future
+
+    @on_uvloop
+    async def test_worker_whose_announcement_the_kernel_refuses_is_tried_now_and_then(self, run_dir: Path) -> None:
+        async with setup(run_dir) as s:
+            worker = s.worker()
+            await eventually(lambda: len(s.requester._links) == 1)
+            (link,) = s.requester._links._links.values()
+            worker.read_segments()
+            send, tries = link.channel.send_nowait, 0
+
+            def short_of_descriptors(message: RequesterToWorker, descriptor: int | None = None) -> bool:
+                nonlocal tries
+                tries += 1
+                return send(message, descriptor) if tries > 5 else False
+
+            link.channel.send_nowait = short_of_descriptors  # type: ignore[method-assign]
+            started = time.monotonic()
+            for number in (7, 8):
+                s.requester._links.retire(number)
+
+            def all_read() -> bool:
+                worker.read_segments()
+                return worker.retired == [7, 8]
+
+            await eventually(all_read)
+            assert tries == 7
+            assert time.monotonic() - started > 0.05
 
     @on_uvloop
     async def test_cancelled_while_the_arena_grows(self, run_dir: Path) -> None:

@@ -20,6 +20,7 @@ from conch.messages import (
 )
 from conch.run_dir import RunDir
 from tests.frontends.fakes import FakeBroker, eventually, on_uvloop
+from tests.frontends.samples import entry, table
 from tests.frontends.setup import data_of, setup
 
 CAUSE = Fault("WorkerDied", "the worker died of signal 9")
@@ -157,3 +158,31 @@ class TestBrokerRestarts:
             load = await s.broker.receive(LoadModel)
             s.broker.send(Answer(load.call))
             await calling
+
+    @on_uvloop
+    async def test_calls_of_a_broker_that_drops_the_data_connection(self, run_dir: Path) -> None:
+        """It forgets the answers that it could not send yet, once it hears the HELLO."""
+        async with setup(run_dir) as s:
+            calling = asyncio.create_task(s.requester.call(LoadModel(0, "simple")))
+            await s.broker.receive(LoadModel)
+            s.broker.drop_data()
+            with pytest.raises(NotReady, match="whether the call was carried out is unknown"):
+                await calling
+            await eventually(lambda: len(s.broker.hellos) == 2)
+            await eventually(lambda: s.requester.connected)
+            calling = asyncio.create_task(s.requester.call(LoadModel(0, "simple")))
+            load = await s.broker.receive(LoadModel)
+            s.broker.send(Answer(load.call))
+            await calling
+
+    @on_uvloop
+    async def test_a_table_that_breaks_us_is_not_the_last(self, run_dir: Path) -> None:
+        """The broker sends no other before it has heard that this one was seen."""
+        async with setup(run_dir) as s:
+
+            def broken(found: object) -> None:
+                raise ValueError
+
+            s.requester.on_table = broken
+            s.broker.send(table(entry(), revision=9))
+            await eventually(lambda: any(seen.revision == 9 for seen in s.broker.seen))

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from conch.messages import Answer, AskStatistics, ModelStatistics, ObserverHello, Unwelcome
+from conch.messages import (
+    Answer,
+    AskStatistics,
+    LogSettings,
+    ModelStatistics,
+    ObserverHello,
+    ServerSettings,
+    TraceSettings,
+    Unwelcome,
+)
 from conch.run_dir import RunDir
 from frontends.http.engine import Engine
 from frontends.metrics.application import MetricsApplication
@@ -142,6 +151,22 @@ async def test_an_unwelcome_observer_says_hello_again(run_dir: Path) -> None:
         await broker.receive(ObserverHello)
         await tell(broker, statistics())
         assert (await scrape)[0] == 200
+    broker.close()
+
+
+@on_uvloop
+async def test_log_settings_of_the_server_count_here(run_dir: Path) -> None:
+    RunDir(run_dir).create()
+    broker = FakeBroker(run_dir)
+    process = Process("metrics", run_dir, free_port())
+    await process.start()
+    await broker.receive(ObserverHello)
+    broker.send(ServerSettings(1, LogSettings(info=False), {"": TraceSettings()}))
+    broker.send(table(entry()))
+    await eventually(lambda: listens(process.port))
+    process.terminate()
+    assert await process.ended() == 0
+    assert "Started Metrics Service" not in process.log
     broker.close()
 
 

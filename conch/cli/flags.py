@@ -6,7 +6,7 @@ that says so, so that an existing command line starts; a flag that nobody knows 
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -298,7 +298,7 @@ def help_text() -> str:
 
 
 def _help_of(flag: Flag) -> list[str]:
-    spelling = f"  --{flag.name} {_KIND_WORDS.get(flag.kind, 'CHOICE' if flag.kind not in (str,) else 'TEXT')}"
+    spelling = f"  --{flag.name} {_KIND_WORDS.get(flag.kind) or '|'.join(get_args(flag.kind))}"
     default = _DEFAULTS.get(flag.field)
     text = flag.help
     if flag.name == flag_name(flag.field) and default not in ("", (), None):

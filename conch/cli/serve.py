@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import get_args
 
 from conch.cli.family import Family
@@ -37,6 +39,7 @@ def serve(arguments: Sequence[str]) -> int:
     for warning in parsed.warnings:
         logger.warning("%s", warning)
     try:
+        check_installation()
         check_repositories(settings)
         check_certificates(settings)
         warn_of_models_as_repositories(settings)
@@ -57,6 +60,17 @@ def serve(arguments: Sequence[str]) -> int:
     finally:
         signals.close()
         lock.release()
+
+
+def check_installation() -> None:
+    """Raises ``CannotServe`` if Conch was found only because ``python -m conch`` was called in a checkout: the other
+    processes do not look there."""
+    if sys.flags.safe_path or PathFinder.find_spec("conch", sys.path[1:]) is not None:
+        return
+    others = [finder for finder in sys.meta_path if finder is not PathFinder]  # editable installs have one
+    if all(finder.find_spec("conch", None) is None for finder in others):
+        checkout = Path(__file__).parents[2]
+        raise CannotServe(f"Conch is not installed; do so first: {sys.executable} -m pip install -e {checkout}")
 
 
 def check_repositories(settings: Settings) -> None:

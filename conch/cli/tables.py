@@ -27,8 +27,13 @@ def draw(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _wrapped(row: Sequence[str]) -> list[list[str]]:
     *short, last = row
-    lines = [part for line in last.splitlines() for part in textwrap.wrap(line, _WRAP_COLUMNS) or [""]]
-    return [*([text] for text in short), lines or [""]]
+    lines = [part for line in last.splitlines() for part in textwrap.wrap(_shown(line), _WRAP_COLUMNS) or [""]]
+    return [*([_shown(text)] for text in short), lines or [""]]
+
+
+def _shown(text: str) -> str:
+    """Names of folders may have line feeds in them, and what a terminal takes for commands."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def model_table(models: Iterable[ModelEntry]) -> str:

@@ -173,6 +173,7 @@ def test_help_names_every_flag() -> None:
     words = set(help_text().split())
     assert all(f"--{flag.name}" in words for flag in FLAGS)
     assert max(map(len, help_text().splitlines())) <= 120
+    assert {"none|poll|explicit", "none|low|medium|high", "auto|aio|http2", "default|ISO8601"} <= words
 
 
 def test_the_command_says_it_too() -> None:

@@ -34,6 +34,15 @@ def test_long_reasons_wrap_and_keep_their_lines() -> None:
     assert table.count("word") == 50
 
 
+def test_names_cannot_break_the_table() -> None:
+    name = "two\nlines\x1b[31m \udc80\u00e9"
+    table = model_table([ModelEntry(name, 1, "UNAVAILABLE", f"{name}\nbeep\a", False)])
+    assert len({len(line) for line in table.splitlines()}) == 1
+    assert "| two\\nlines\\x1b[31m \\udc80\u00e9 |" in table
+    assert "beep\\x07" in table
+    assert "\x1b" not in table
+
+
 def test_an_empty_repository_has_an_empty_table() -> None:
     assert model_table([]).count("\n") == 4
 

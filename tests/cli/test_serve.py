@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conch.cli.ports import CannotServe
+from conch.cli.serve import check_installation
 from conch.process import hold_lock
 from conch.run_dir import RunDir
 from tests.certificates import make, needs_openssl
@@ -58,6 +61,17 @@ def flags_for(repository: Path, run_dir: Path, port: int) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("path", [["site", str(REPOSITORY_ROOT)], ["", "site"]])
+def test_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, path: list[str]) -> None:
+    monkeypatch.setattr(sys, "path", path)
+    monkeypatch.setattr(sys, "meta_path", [BuiltinImporter, FrozenImporter, PathFinder])
+    if str(REPOSITORY_ROOT) in path:
+        check_installation()
+    else:
+        with pytest.raises(CannotServe, match=r"Conch is not installed.* -m pip install -e /"):
+            check_installation()
 
 
 def test_no_repository(run: Run, run_dir: Path) -> None:

@@ -50,11 +50,10 @@ def _top(values: "np.ndarray[Any, np.dtype[Any]]", count: int, labels: tuple[str
     # a stable sort of the reversed array, reversed, keeps equal values in order of their index; NaN goes first
     order = (len(chosen) - 1 - np.argsort(chosen[::-1], kind="stable"))[::-1][:count]
     indices = candidates[order].tolist()
-    floating = values.dtype.kind == "f"
-    texts = []
-    for index, value in zip(indices, chosen[order].tolist(), strict=True):
-        text = f"{value:f}:{index}" if floating else f"{value}:{index}"
-        if index < len(labels) and labels[index]:
-            text += f":{labels[index]}"
-        texts.append(text.encode())
+    form = b"%f:%d" if values.dtype.kind == "f" else b"%d:%d"
+    texts = [form % shown for shown in zip(chosen[order].tolist(), indices, strict=True)]
+    if labels:
+        for position, index in enumerate(indices):
+            if index < len(labels) and labels[index]:
+                texts[position] += b":" + labels[index].encode()
     return texts

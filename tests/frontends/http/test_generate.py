@@ -38,6 +38,7 @@ def generate(frontend: Frontend, model: str, body: Any, kind: str = "generate") 
         ("echo_bytes", {"INPUT0": ""}, ""),
         ("echo_bytes", {"INPUT0": []}, []),
         ("echo_bytes", b'{"INPUT0":"\\u00e9"}', "é"),
+        ("echo_bytes", b'{"INPUT0":"\\"INPUT\\u0030\\":"}', '"INPUT0":'),
         ("echo_bytes", {"parameters": {"INPUT0": "x", "id": "5"}}, "x"),
         ("echo_int32", {"INPUT0": 5, "x": 1, "y": "s", "z": True, "w": 1.5}, 5),
         ("echo_int32", {"INPUT0": []}, []),
@@ -136,6 +137,13 @@ MISSING = (
         ("echo_bytes", {"INPUT0": {"USER": "x"}}, 500, NOT_TEXT),
         ("echo_bytes", b'{"INPUT0":"a","INPUT0":"c"}', 400, EXISTS),
         ("echo_bytes", b'{"INPUT0":"a","INPUT\\u0030":"c"}', 400, EXISTS),
+        ("echo_bytes", b'{"INPUT0":"\\"\\u0030","INPUT\\u0030" :"c"}', 400, EXISTS),
+        (
+            "echo_bytes",
+            b'{"parameters":{"INPUT0":"a","INPUT\\u0030":"c"}}',
+            400,
+            f"Converting keyword: 'parameters': {EXISTS}",
+        ),
         ("echo_bytes", b'{"INPUT0":5,"INPUT0":"c"}', 500, NOT_TEXT),
         (
             "echo_bytes",

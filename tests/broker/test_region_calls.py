@@ -178,7 +178,9 @@ class TestRegister:
         with broker(run_dir, repository) as process, around(run_dir) as peers:
             requester = peers.requester()
             assert register(requester, "a", memory) is None
-            used = {int(path.name) for path in Path(f"/proc/{process.process.pid}/fd").iterdir()}
+            used = descriptors(process)
+            while requester.status() and used != descriptors(process):  # it may be reading files
+                used = descriptors(process)
             free = [number for number in range(max(used) + 2) if number not in used]
             for most in (3, free[0] + 1):  # none left, one
                 limit(process, most)
@@ -197,6 +199,10 @@ def register_nothing_left(requester: Requester) -> bool:
 
 def opened_in(process: BrokerProcess, memory: ClientMemory) -> int:
     return sum(memory.key in os.readlink(path) for path in Path(f"/proc/{process.process.pid}/fd").iterdir())
+
+
+def descriptors(process: BrokerProcess) -> set[int]:
+    return {int(path.name) for path in Path(f"/proc/{process.process.pid}/fd").iterdir()}
 
 
 def limit(process: BrokerProcess, descriptors: int) -> None:

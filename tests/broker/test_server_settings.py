@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from conch.messages import (
     UpdateTraceSettings,
     Welcome,
 )
+from conch.run_dir import RunDir
 from tests.broker.harness import Peer, around, broker, write_model
 
 
@@ -210,6 +212,11 @@ class TestBroker:
                 requester.send(UpdateLogSettings(3, {"format": "x"}))
                 answer = requester.expect(Answer)
                 assert answer.fault == Fault("InvalidArgument", "invalid argument for log_format, got: x")
+                saved = RunDir(run_dir).changed_settings
+                deadline = time.monotonic() + 10
+                while not saved.exists() or b"echo" not in saved.read_bytes():  # written after the answer
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
                 process.kill()
             with broker(run_dir, repository, trace_config="rate=7"):
                 _expect_settings(peers.requester(), TraceSettings(rate=7, count=5))

@@ -70,6 +70,7 @@ class Limits(msgspec.Struct, frozen=True):
 def limits_of(settings: Settings) -> Limits:
     return Limits(
         message_nbytes=min(_MAX_MESSAGE_NBYTES, settings.frontend_arena_nbytes),
+        buffered_nbytes=settings.frontend_arena_nbytes,
         streams=min(settings.max_inflight, 1024),
         keepalive_seconds=settings.grpc_keepalive_time / 1e3,
         keepalive_timeout_seconds=settings.grpc_keepalive_timeout / 1e3,

@@ -58,6 +58,13 @@ _VERSION = Difference(
     "Triton reads the digits and leaves the rest",
 )
 
+_METADATA = Difference(
+    r"GET /v2|ServerMetadata",
+    r"(200|OK) .*\"name\":\"triton\".*",
+    r"(200|OK) .*\"name\":\"triton\".*",
+    "the version is the newest one that Conch follows, and only the extensions are listed that are on",
+)
+
 HTTP_INFERENCE: tuple[Difference, ...] = (
     Difference(r"inputs\.0\.shape\.0 = .*", "dies", r"[45]00 .*", "a shape too large for memory is refused"),
     _INPUTS_DIFFER,
@@ -118,6 +125,7 @@ HTTP_INFERENCE: tuple[Difference, ...] = (
 )
 
 HTTP_ENDPOINTS: tuple[Difference, ...] = (
+    _METADATA,
     Difference(
         r"GET /v2/models/(nope|simple/versions/7)/ready",
         r"400 .*Model version not ready.*",
@@ -154,6 +162,7 @@ GRPC_INFERENCE: tuple[Difference, ...] = (
 )
 
 GRPC_RPCS: tuple[Difference, ...] = (
+    _METADATA,
     *_KEYS,
     _CUDA,
     Difference(r"unknown (method|service)", r"UNIMPLEMENTED ", r"UNIMPLEMENTED .+", "the status says what is wrong"),

@@ -204,6 +204,7 @@ def rpc_cases() -> Iterator[GrpcCase]:
 
     yield rpc("ServerLive", pb.ServerLiveRequest())
     yield rpc("ServerReady", pb.ServerReadyRequest())
+    yield rpc("ServerMetadata", pb.ServerMetadataRequest())
     for model, version in (("simple", ""), ("simple", "1"), ("simple", "7"), ("simple", "x"), ("nope", ""), ("", "")):
         text = f"of '{model}' version '{version}'"
         for kind in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"):

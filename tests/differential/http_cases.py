@@ -258,7 +258,7 @@ def endpoint_cases() -> Iterator[HttpCase]:
         *("/v2/models/simple/versions/7/stats", "/", "/v2/", "/v2/models", "/v2/models/", "/v3", "/v2/health"),
         *("/v2/models/simple/", "/v2//health/live", "/v2/repository/index", "/v2/models/simple/infer", "/metrics"),
     )
-    for path in paths:
+    for path in ("/v2", *paths):
         yield get(path)
         yield post(f"POST {path}", path, b"{}")
     for method in ("PUT", "DELETE", "HEAD"):

@@ -183,6 +183,17 @@ class DataEnd:
         self._channel = DataChannel(connect(self._path), self._incoming)
         self.send(messages.DataLink(PROTOCOL_VERSION, self._name))
 
+    def connect_early(self) -> None:
+        """Without a Welcome: the broker may just be beginning to listen."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.connect()
+                return
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
     def send(self, message: Any) -> None:
         assert self._channel is not None
         assert self._channel.send_nowait(message)

@@ -99,7 +99,7 @@ def test_who_has_not_said_hello_is_unwelcome(run_dir: Path, repository: Path) ->
         stranger = peers.peer("0123456789abcdef", messages.ToRequester)
         stranger.connect()
         data = DataEnd(peers, stranger.id, None)
-        data.connect()
+        data.connect_early()
         data.send(messages.Cancel(stranger.id, 1))
         assert stranger.expect(messages.Unwelcome).fault is None
         stranger.send(messages.RequesterHello(PROTOCOL_VERSION + 1, stranger.id, "http", 1))

@@ -1,5 +1,6 @@
 """Requests whose inputs and outputs lie in memory that clients registered."""
 
+import mmap
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,8 @@ from tests.workers.harness import Array, Stage, ints
 from tests.workers.test_python_model import ECHO, model
 
 NBYTES = 64 * 1024
+#: regions begin at pages
+PAGE = mmap.ALLOCATIONGRANULARITY
 BYTES_CONFIG: dict[str, Any] = {
     "input": [{"name": "IN", "data_type": "TYPE_STRING", "dims": [-1]}],
     "output": [{"name": "OUT", "data_type": "TYPE_STRING", "dims": [-1]}],
@@ -94,7 +97,7 @@ def refused(stage: Stage, worker: str, model: str, *inputs: TensorDescription, *
 # ------------------------------------------------------------------------------------------------------------- inputs
 
 
-@pytest.mark.parametrize(("start", "offset"), [(0, 0), (0, 4), (4096, 0), (100, 28), (3, 0), (4097, 2)])
+@pytest.mark.parametrize(("start", "offset"), [(0, 0), (0, 4), (PAGE, 0), (PAGE, 28), (0, 3), (2 * PAGE, 2)])
 def test_an_input_anywhere_in_a_region(stage: Stage, memory: ClientMemory, start: int, offset: int) -> None:
     worker = stage.ready(stage.model("echo", ECHO))
     number = region(stage, memory, start, NBYTES - start)
@@ -214,15 +217,16 @@ def test_zero_elements(stage: Stage, memory: ClientMemory) -> None:
 
 def test_texts(stage: Stage, memory: ClientMemory) -> None:
     worker = stage.ready(stage.model("texts", ECHO, BYTES_CONFIG))
-    number = region(stage, memory, 7, NBYTES - 7)
+    number = region(stage, memory, PAGE, NBYTES - PAGE)
     array = np.array([[b"one", b"", "zwölf".encode(), b"x" * 9000]], object)
-    nbytes = write(memory, 8, array)
+    nbytes = write(memory, PAGE + 1, array)
     lying = in_region(ClientRegion(number, 1, nbytes), array)
     assert np.array_equal(stage.requester.outputs(ask(stage, worker, "texts", lying))["OUT"], array)
     response = ask(stage, worker, "texts", lying, OUT=ClientRegion(number, 20_001, 30_000))
     assert response.outputs[0].reference == ClientRegion(number, 20_001, nbytes)
     assert response.lease is None
-    assert memory.view[20_008 : 20_008 + nbytes] == memory.view[8 : 8 + nbytes]
+    start = PAGE + 20_001
+    assert memory.view[start : start + nbytes] == memory.view[PAGE + 1 : PAGE + 1 + nbytes]
 
 
 @pytest.mark.parametrize(
@@ -266,14 +270,15 @@ def test_texts_that_are_wrong_fail_alone(
 def test_nothing_beside_the_window_is_written(stage: Stage, memory: ClientMemory) -> None:
     worker = stage.ready(stage.model("echo", ECHO))
     memory.view[:] = b"\xee" * NBYTES
-    number = region(stage, memory, 10, 30_000)
+    number = region(stage, memory, PAGE, 30_000)
     array = np.arange(5000, dtype=np.int32).reshape(1, -1)
     response = ask(
         stage, worker, "echo", stage.requester.put("IN", array), OUT=ClientRegion(number, 5, array.nbytes + 500)
     )
     assert response.outputs[0].reference == ClientRegion(number, 5, array.nbytes)
-    assert bytes(memory.view[15 : 15 + array.nbytes]) == array.tobytes()
-    assert set(memory.view[:15]) | set(memory.view[15 + array.nbytes :]) == {0xEE}
+    start = PAGE + 5
+    assert bytes(memory.view[start : start + array.nbytes]) == array.tobytes()
+    assert set(memory.view[:start]) | set(memory.view[start + array.nbytes :]) == {0xEE}
 
 
 def test_too_small(stage: Stage, memory: ClientMemory) -> None:

@@ -133,6 +133,7 @@ def test_in_any_order(events: list[tuple[str, bytes]]) -> None:
     bench = Bench()
     has: dict[bytes, dict[type, int]] = {ONE: {}, TWO: {}}
     needed: dict[int, dict[type, int]] = {}
+    number = 0
     for peer in has:
         bench.tables.add_requester(peer)
     for event, peer in events:
@@ -142,7 +143,7 @@ def test_in_any_order(events: list[tuple[str, bytes]]) -> None:
             bench.take(peer)
             bench.tables.add_requester(peer)
         elif event == "answer":
-            number = len(needed) + 1
+            number += 1
             needed[number] = {ModelTable: bench.changes["models"], RegionTable: bench.changes["regions"]}
             bench.tables.answer(CALLER, Answer(number), 0.0)
         elif bench.sent[peer]:

@@ -158,7 +158,7 @@ def test_memory_is_bounded_while_the_client_does_not_read() -> None:
         assert 0 < stream.to_write < pieces and not stream.resumed
         received = receive(connection, b"0\r\n\r\n")
         assert received.count(PIECE) == pieces
-        assert stream.resumed > 3
+        assert stream.resumed  # how often is for the kernel's buffers to say
 
 
 def test_a_client_that_goes_cancels() -> None:

@@ -8,8 +8,8 @@ MetricKind = Literal["counter", "gauge", "histogram"]
 
 
 class MetricSample(Record, frozen=True):
-    """One metric of a family. ``value``: of a counter or gauge; of a histogram the sum of its observations. ``buckets``,
-    of a histogram: upper bound, and how many observations are at most that; the last bound is infinite."""
+    """One metric of a family. ``value``: of a counter or gauge; of a histogram the sum of its observations.
+    ``buckets``, of a histogram: upper bound, and how many observations are at most that; the last bound is infinite."""
 
     labels: dict[str, str]
     value: float

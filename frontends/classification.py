@@ -6,8 +6,8 @@ from typing import Any, Final
 import numpy as np
 
 from conch.errors import Internal, InvalidArgument
+from conch.requester.inference import OutputTensor
 from conch.tensors import STORAGE_DTYPES, pack
-from frontends.inference import OutputTensor
 
 _MAX_ELEMENTS: Final = 1_000_000
 _UNSUPPORTED: Final = frozenset({"BYTES", "BOOL", "FP16", "BF16"})

@@ -7,8 +7,8 @@ from typing import Any
 
 from conch.errors import InvalidArgument
 from conch.model_config import ModelInput, ModelOutput
+from conch.requester.models import ModelTableView, parse_version
 from conch.settings import Settings
-from frontends.models import ModelTableView, parse_version
 
 #: the Triton release whose behaviour Conch follows. Clients compare it; Conch's own version is in ``conch --version``.
 TRITON_VERSION = "2.73.0"

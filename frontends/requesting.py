@@ -4,19 +4,19 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from conch.messages import ServerSettings
-from frontends.inference import InferenceCall, Outcome
-from frontends.models import ModelTableView, ReadyModel
-from frontends.regions import RegionTableView
+from conch.requester.inference import InferenceCall, Outcome
+from conch.requester.models import ModelTableView, ReadyModel
+from conch.requester.regions import RegionTableView
 
 
 class AskedLike(Protocol):
-    """The part of ``frontends.asked.Asked`` that protocols use."""
+    """The part of ``conch.requester.asked.Asked`` that protocols use."""
 
     def cancel(self) -> None: ...
 
 
 class RequesterLike(Protocol):
-    """The part of ``frontends.requester.Requester`` that protocols use."""
+    """The part of ``conch.requester.requester.Requester`` that protocols use."""
 
     models: ModelTableView
     regions: RegionTableView

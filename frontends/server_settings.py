@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar
 
 from conch.errors import InvalidArgument, Unsupported
 from conch.messages import LogSettings, ServerSettings, TraceSettings, UpdateLogSettings, UpdateTraceSettings
-from frontends.models import ModelTableView
+from conch.requester.models import ModelTableView
 
 #: what may be said about logs -> the field of ``LogSettings``; ``log_file`` cannot be changed by a client
 _LOG_FIELDS: Final = {

@@ -34,8 +34,10 @@ from conch.messages.hellos import (
     WorkerHello,
     WorkerState,
 )
+from conch.messages.metrics import AskMetrics, MetricFamily, MetricKind, MetricSample
 from conch.messages.models import (
     Answer,
+    AskReady,
     AskStatistics,
     AskStatus,
     LoadModel,
@@ -57,6 +59,7 @@ from conch.messages.regions import (
 from conch.messages.requests import (
     Batch,
     Cancel,
+    Closed,
     Dispatch,
     Done,
     Lost,
@@ -95,6 +98,8 @@ from conch.messages.tensors import (
     TensorReference,
 )
 from conch.messages.workers import (
+    Checked,
+    CheckReady,
     Completed,
     Configured,
     Died,
@@ -102,6 +107,7 @@ from conch.messages.workers import (
     Forget,
     Kill,
     LoadFailed,
+    MetricsReport,
     Ready,
     Spawn,
     Spawned,
@@ -109,6 +115,15 @@ from conch.messages.workers import (
 )
 
 __all__ = [
+    "MetricsReport",
+    "MetricSample",
+    "MetricKind",
+    "MetricFamily",
+    "Closed",
+    "CheckReady",
+    "Checked",
+    "AskReady",
+    "AskMetrics",
     "Answer",
     "AskStatistics",
     "AskStatus",

@@ -9,12 +9,15 @@ from conch.messages.hellos import (
     Welcome,
     WorkerHello,
 )
-from conch.messages.models import Answer, AskStatistics, AskStatus, LoadModel, ModelTable, UnloadModel
+from conch.messages.metrics import AskMetrics
+from conch.messages.models import Answer, AskReady, AskStatistics, AskStatus, LoadModel, ModelTable, UnloadModel
 from conch.messages.regions import RegionTable, RegisterCudaRegion, RegisterRegion, TableSeen, UnregisterRegions
-from conch.messages.requests import Batch, Cancel, Done, Lost, Rejected, Request, Retired
+from conch.messages.requests import Batch, Cancel, Closed, Done, Lost, Rejected, Request, Retired
 from conch.messages.responses import Link, Responses, SegmentAdded, SegmentRetired, Window
 from conch.messages.settings import ServerSettings, UpdateLogSettings, UpdateTraceSettings
 from conch.messages.workers import (
+    Checked,
+    CheckReady,
     Completed,
     Configured,
     Died,
@@ -22,6 +25,7 @@ from conch.messages.workers import (
     Forget,
     Kill,
     LoadFailed,
+    MetricsReport,
     Ready,
     Spawn,
     Spawned,
@@ -40,10 +44,14 @@ ToBroker = (
     | Died
     | Completed
     | LoadFailed
+    | Checked
+    | MetricsReport
     | LoadModel
     | UnloadModel
     | AskStatistics
     | AskStatus
+    | AskReady
+    | AskMetrics
     | RegisterRegion
     | RegisterCudaRegion
     | UnregisterRegions
@@ -54,7 +62,7 @@ ToBroker = (
 ToRequester = Retired | Lost | Rejected | ModelTable | RegionTable | ServerSettings | Answer | Welcome | Unwelcome
 ToObserver = ModelTable | ServerSettings | Answer | Welcome | Unwelcome
 ToWorkerData = Batch
-ToBrokerData = DataLink | Request | Done | Cancel | Ready
+ToBrokerData = DataLink | Request | Done | Closed | Cancel | Ready
 #: a batch comes on the control socket only if it is too long for the data connection
-ToWorkerControl = Batch | Configured | Cancel | Drain | Forget | ServerSettings | Welcome | Unwelcome
+ToWorkerControl = Batch | Configured | Cancel | CheckReady | Drain | Forget | ServerSettings | Welcome | Unwelcome
 ToLauncher = Spawn | Kill | ServerSettings | Welcome | Unwelcome

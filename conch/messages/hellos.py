@@ -25,6 +25,9 @@ class RequesterHello(Message, frozen=True):
 
     ``regions``: the clients' regions that it has open (``holder_pid`` is its own), from which a new broker restores its
     registry.
+
+    ``worker``: the worker in which the requester lives, whose model asks other models. Such a requester is told every
+    table of models at once, as an observer is, and none of regions.
     """
 
     protocol: int
@@ -35,6 +38,7 @@ class RequesterHello(Message, frozen=True):
     epoch: int = 0
     last_loss: int = 0
     regions: tuple[Region, ...] = ()
+    worker: str = ""
 
 
 class ObserverHello(Message, frozen=True):

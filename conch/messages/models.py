@@ -11,7 +11,8 @@ ModelState = Literal["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 class ModelEntry(Record, frozen=True):
     """One version of a model as everybody else sees it. ``version`` 0 stands for a model that was never touched or of
     which no version could be determined. ``healthy``: at least one instance can take a batch now or soon (being
-    restarted after a crash still counts; backed off does not). ``labels`` maps an output to its label lines."""
+    restarted after a crash still counts; backed off does not). ``labels`` maps an output to its label lines.
+    ``checks``: at least one instance is to be asked with ``AskReady`` whether it is ready."""
 
     name: str
     version: int
@@ -20,6 +21,7 @@ class ModelEntry(Record, frozen=True):
     healthy: bool
     config: str = ""
     labels: dict[str, tuple[str, ...]] = {}
+    checks: bool = False
 
 
 ServerState = Literal["starting", "ready", "exiting"]
@@ -61,6 +63,15 @@ class AskStatistics(Message, frozen=True):
 
 class AskStatus(Message, frozen=True):
     call: int
+
+
+class AskReady(Message, frozen=True):
+    """Requester to broker, about a READY version whose entry says ``checks``. The result is a bool: what its instances
+    say of themselves."""
+
+    call: int
+    name: str
+    version: int
 
 
 class Answer(Message, frozen=True):

@@ -13,7 +13,7 @@ class Sequence(Record, frozen=True):
 
 
 class Parent(Record, frozen=True):
-    """The request whose execution sent this one."""
+    """The request whose execution sent this one, where that is known: the first of the batch that was running."""
 
     requester: str
     id: int
@@ -83,7 +83,9 @@ class Done(Message, frozen=True):
 
     Times are on the monotonic clock in ns: batch taken up, inputs ready, model returned, outputs written.
     ``failed`` holds positions in ``Batch.items`` that were answered with an error; ``undelivered`` those whose
-    requester could not be reached, which the broker treats as lost.
+    requester could not be reached, which the broker treats as lost; ``open`` those that the model goes on answering
+    after its batch, so that the worker holds them until ``Closed``; ``again`` those that the model wants to be given
+    once more (rescheduled).
     """
 
     epoch: int
@@ -94,6 +96,19 @@ class Done(Message, frozen=True):
     ended_ns: int
     failed: tuple[int, ...] = ()
     undelivered: tuple[int, ...] = ()
+    open: tuple[int, ...] = ()
+    again: tuple[int, ...] = ()
+
+
+class Closed(Message, frozen=True):
+    """Worker to broker, on the data connection, once for each request that ``Done`` listed as open: the worker holds it
+    no more, and nobody there reads its inputs. ``failed`` and ``undelivered`` as in ``Done``."""
+
+    requester: str
+    id: int
+    attempt: int
+    failed: bool = False
+    undelivered: bool = False
 
 
 class Retired(Message, frozen=True):

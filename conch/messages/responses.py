@@ -59,7 +59,8 @@ class SegmentRetired(Message, frozen=True):
 
 
 class Window(Message, frozen=True):
-    """Requester to worker: this many more responses of a decoupled request may be sent. Nothing uses it yet."""
+    """Requester to worker: this many more responses of a decoupled request may be sent, because as many have been read
+    by whoever asked. How many may be sent before the first ``Window`` is in ``conch.windows``."""
 
     id: int
     credit: int

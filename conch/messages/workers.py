@@ -1,6 +1,7 @@
 """The life of a worker process: broker, launcher and worker."""
 
 from conch.messages.base import Message
+from conch.messages.metrics import MetricFamily
 from conch.messages.tensors import Fault
 
 
@@ -56,10 +57,12 @@ class SpawnFailed(Message, frozen=True):
 
 
 class Completed(Message, frozen=True):
-    """Worker to broker (control): the configuration as the backend completed it, JSON."""
+    """Worker to broker (control): the configuration as the backend completed it, JSON. ``ends``: what the model did to
+    complete it must not be seen by the model that serves, so the worker ends instead of waiting for ``Configured``."""
 
     worker: str
     config: str
+    ends: bool = False
 
 
 class Configured(Message, frozen=True):
@@ -70,9 +73,33 @@ class Configured(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Worker to broker, on the data connection: the model is loaded and batches may come."""
+    """Worker to broker, on the data connection: the model is loaded and batches may come. ``checks``: the model itself
+    is to be asked whether it is ready, with ``CheckReady``."""
 
     worker: str
+    checks: bool = False
+
+
+class CheckReady(Message, frozen=True):
+    """Broker to worker (control): ask the model whether it is ready. ``Checked`` follows, unless the worker dies."""
+
+    check: int
+
+
+class Checked(Message, frozen=True):
+    """Worker to broker (control): what the model answered to ``CheckReady``."""
+
+    worker: str
+    check: int
+    ready: bool
+
+
+class MetricsReport(Message, frozen=True):
+    """Worker to broker (control): all metrics that its model has made, whenever some have changed. It replaces the
+    worker's former report."""
+
+    worker: str
+    families: tuple[MetricFamily, ...]
 
 
 class LoadFailed(Message, frozen=True):

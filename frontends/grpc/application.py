@@ -9,6 +9,8 @@ from google.protobuf.message import DecodeError
 
 from conch.categories import Category
 from conch.errors import ConchError, Unsupported
+from conch.requester.inference import InferenceResult, Outcome
+from conch.requester.models import ReadyModel
 from conch.settings import Settings
 from frontends.grpc.calls import SERVICE, CountedPending, Rpc, Traffic
 from frontends.grpc.codec import split_request
@@ -21,9 +23,7 @@ from frontends.grpc.repository import RepositoryRpcs
 from frontends.grpc.server_settings import SettingsRpcs
 from frontends.grpc.shared_memory import SharedMemoryRpcs
 from frontends.grpc.streams import InferStream, check_streamable
-from frontends.inference import InferenceResult, Outcome
 from frontends.metadata import server_metadata
-from frontends.models import ReadyModel
 from frontends.requesting import AskedLike, RequesterLike
 
 logger = logging.getLogger("conch.frontends.grpc.application")

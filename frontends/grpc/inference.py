@@ -5,14 +5,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from conch.errors import InvalidArgument, TooLarge
+from conch.requester.inference import InferenceCall, InferenceResult, OutputTensor, TensorInput
+from conch.requester.models import ReadyModel
+from conch.requester.regions import RegionTableView
+from conch.requester.validation import refused
 from conch.tensors import STORAGE_DTYPES, pack
 from frontends.classification import classify
 from frontends.grpc.codec import join_response, service_pb2
 from frontends.grpc.parameters import class_count, place_of, set_parameters, take_parameters
-from frontends.inference import InferenceCall, InferenceResult, OutputTensor, TensorInput
-from frontends.models import ReadyModel
-from frontends.regions import RegionTableView
-from frontends.validation import refused
 
 ModelInferResponse: Final = service_pb2.ModelInferResponse
 

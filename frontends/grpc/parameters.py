@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from conch.errors import InvalidArgument
 from conch.messages import Parameter, Sequence
-from frontends.inference import InferenceCall
+from conch.requester.inference import InferenceCall
 
 _MAX_64_UNSIGNED: Final = 2**64 - 1
 _MAX_64: Final = 2**63 - 1

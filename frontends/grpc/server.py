@@ -4,12 +4,12 @@ import asyncio
 import logging
 
 from conch.process import keep_what_is_there, on_stop_signals
+from conch.requester.requester import Requester
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from frontends.grpc.calls import Traffic
 from frontends.grpc.exchange import Engine
 from frontends.listening import bind
-from frontends.requester import Requester
 from frontends.running import first, run
 
 logger = logging.getLogger("conch.frontends.grpc.server")

@@ -4,9 +4,9 @@ from typing import Any
 
 from conch.categories import Category
 from conch.messages import RegisterCudaRegion, RegisterRegion, UnregisterRegions
+from conch.requester.regions import check_allowed
 from frontends.grpc.calls import SERVICE, Rpc, Traffic, unary, unary_later
 from frontends.grpc.codec import service_pb2 as pb
-from frontends.regions import check_allowed
 from frontends.requesting import RequesterLike
 
 

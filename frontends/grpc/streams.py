@@ -9,13 +9,13 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from conch.errors import ConchError, Unsupported
+from conch.requester.inference import InferenceResult, Outcome
+from conch.requester.models import ReadyModel
 from frontends.grpc.calls import Traffic
 from frontends.grpc.codec import service_pb2, split_request, stream_response
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
 from frontends.grpc.exchange import Failure, Payload, Reply
 from frontends.grpc.inference import encode
-from frontends.inference import InferenceResult, Outcome
-from frontends.models import ReadyModel
 from frontends.requesting import AskedLike
 
 #: requests of one stream that have been read and are not answered yet, and bytes of these requests, or of answers that

@@ -7,6 +7,8 @@ from typing import Final
 from conch.categories import Category
 from conch.errors import ConchError, Forbidden, InvalidArgument, Unsupported
 from conch.messages import ServerSettings
+from conch.requester.inference import InferenceCall, InferenceResult, Outcome
+from conch.requester.models import ReadyModel
 from conch.settings import Settings
 from frontends.http.compression import Compression
 from frontends.http.cross_origin import is_cross_origin
@@ -22,8 +24,6 @@ from frontends.http.response_body import encode
 from frontends.http.routes import Endpoint, Match, resolve
 from frontends.http.server_settings import SettingsEndpoints
 from frontends.http.shared_memory import SharedMemoryEndpoints
-from frontends.inference import InferenceCall, InferenceResult, Outcome
-from frontends.models import ReadyModel
 from frontends.requesting import AskedLike, RequesterLike
 
 logger = logging.getLogger("conch.frontends.http.application")

@@ -9,10 +9,10 @@ from typing import Final
 
 import orjson
 
+from conch.requester.models import ModelTableView
 from frontends.http.exchange import JSON_TYPE, Reply, Request
 from frontends.http.openapi import document
 from frontends.http.routes import Match
-from frontends.models import ModelTableView
 
 _NO_SNIFFING: Final = b"X-Content-Type-Options: nosniff\r\n"
 _INLINE: Final = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)

@@ -6,13 +6,13 @@ from typing import Final
 import orjson
 
 from conch.errors import ConchError, InvalidArgument, Unsupported
+from conch.requester.inference import InferenceCall, InferenceResult, Outcome
+from conch.requester.models import ReadyModel
 from frontends.http.errors import reply_to
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, Streaming
 from frontends.http.generate_request import decode
 from frontends.http.routes import Match
 from frontends.http.tensor_json import dumps, from_wire
-from frontends.inference import InferenceCall, InferenceResult, Outcome
-from frontends.models import ReadyModel
 from frontends.requesting import AskedLike, RequesterLike
 
 _EVENTS_TYPE: Final = b"Content-Type: text/event-stream; charset=utf-8\r\n"

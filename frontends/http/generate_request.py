@@ -10,12 +10,12 @@ import orjson
 from conch.datatypes import ITEM_SIZES
 from conch.errors import ConchError, InvalidArgument, MalformedJson, TooLarge
 from conch.messages import Parameter
+from conch.requester.inference import InferenceCall, TensorInput
+from conch.requester.models import InputRule, ReadyModel
+from conch.requester.validation import refused
 from frontends.http.json_values import NOT_STRING, parse, too_deep
 from frontends.http.request_body import Body
 from frontends.http.tensor_json import to_wire
-from frontends.inference import InferenceCall, TensorInput
-from frontends.models import InputRule, ReadyModel
-from frontends.validation import refused
 
 _NESTED: Final = "parameters"
 _SIGNED_64: Final = range(-(2**63), 2**63)

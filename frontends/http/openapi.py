@@ -5,10 +5,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from conch import __version__
+from conch.requester.models import ModelTableView, ReadyModel
 from frontends.http.openapi_fixed import FIXED_PATHS, SCHEMAS
 from frontends.http.openapi_models import ModelSchemas
 from frontends.http.openapi_parts import ERROR_RESPONSES, json_body, reference
-from frontends.models import ModelTableView, ReadyModel
 
 _DESCRIPTION: Final = (
     "Inference with the protocol of KServe, version 2, and Triton's extensions. Model-specific paths are those of the "

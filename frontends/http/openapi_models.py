@@ -6,8 +6,8 @@ from math import prod
 from typing import Any, Final
 
 from conch.model_config import ModelInput, ModelOutput
+from conch.requester.models import ReadyModel
 from frontends.http.openapi_parts import BOOLEAN, COUNT, PARAMETERS, STRING, Schema, listed, record, reference
-from frontends.models import ReadyModel
 
 #: an image
 _MAX_EXAMPLE_ELEMENTS: Final = 200_000

@@ -6,6 +6,10 @@ from typing import Any, Final
 from conch.datatypes import BYTES_PREFIX_NBYTES, ITEM_SIZES
 from conch.errors import InvalidArgument, MalformedJson, TooLarge
 from conch.messages import Parameter, Sequence
+from conch.requester.inference import InferenceCall, TensorInput
+from conch.requester.models import ReadyModel
+from conch.requester.regions import RegionTableView
+from conch.requester.validation import refused
 from frontends.http.json_values import (
     MAX_UNSIGNED,
     NOT_ARRAY,
@@ -21,10 +25,6 @@ from frontends.http.json_values import (
 from frontends.http.request_outputs import ALL_BINARY, ALL_JSON, OutputFormats, take_outputs
 from frontends.http.request_regions import region_window
 from frontends.http.tensor_json import to_wire
-from frontends.inference import InferenceCall, TensorInput
-from frontends.models import ReadyModel
-from frontends.regions import RegionTableView
-from frontends.validation import refused
 
 Body = bytes | bytearray | memoryview
 

@@ -3,10 +3,10 @@
 from typing import Any, Final, NamedTuple
 
 from conch.errors import InvalidArgument
+from conch.requester.inference import InferenceCall, RegionWindow
+from conch.requester.regions import RegionTableView
 from frontends.http.json_values import NOT_STRING, boolean, member, unsigned
 from frontends.http.request_regions import region_window
-from frontends.inference import InferenceCall, RegionWindow
-from frontends.regions import RegionTableView
 
 _ABSENT: Final = object()
 _NO_PARAMETERS: Final[dict[str, Any]] = {}

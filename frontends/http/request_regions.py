@@ -3,9 +3,9 @@
 from typing import Any
 
 from conch.errors import MalformedJson
+from conch.requester.inference import RegionWindow
+from conch.requester.regions import RegionTableView
 from frontends.http.json_values import NOT_STRING, unsigned
-from frontends.inference import RegionWindow
-from frontends.regions import RegionTableView
 
 
 def region_window(parameters: dict[str, Any], regions: RegionTableView) -> RegionWindow:

@@ -6,12 +6,12 @@ from typing import Any, Final
 import orjson
 
 from conch.messages import Parameter
+from conch.requester.inference import InferenceResult
+from conch.requester.models import ReadyModel
 from frontends.classification import classify
 from frontends.http.exchange import BINARY_TYPE, JSON_TYPE, Reply
 from frontends.http.request_outputs import OutputFormats
 from frontends.http.tensor_json import dumps, from_wire
-from frontends.inference import InferenceResult
-from frontends.models import ReadyModel
 
 _BINARY_HEADERS: Final = BINARY_TYPE + b"Inference-Header-Content-Length: %d\r\n"
 #: blobs up to this size in all are joined with the JSON

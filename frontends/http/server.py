@@ -5,13 +5,13 @@ import logging
 import resource
 
 from conch.process import keep_what_is_there, on_stop_signals
+from conch.requester.requester import Requester
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from conch.tls import server_context
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
 from frontends.listening import bind, listen
-from frontends.requester import Requester
 from frontends.running import first, run
 
 logger = logging.getLogger("conch.frontends.http.server")

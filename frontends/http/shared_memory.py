@@ -6,12 +6,12 @@ from typing import Any, Final
 
 from conch.errors import InvalidArgument, MalformedJson
 from conch.messages import RegionKind, RegisterCudaRegion, RegisterRegion, UnregisterRegions
+from conch.requester.regions import check_allowed
 from conch.settings import Settings
 from frontends.http.calls import BrokerCall
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, json_reply
 from frontends.http.json_values import NOT_STRING, NOT_UNSIGNED, is_unsigned, missing, parse_members
 from frontends.http.routes import Match
-from frontends.regions import check_allowed
 from frontends.requesting import RequesterLike
 
 _HANDLE_NBYTES: Final = 64

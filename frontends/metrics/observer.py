@@ -23,8 +23,8 @@ from conch.messages import (
     Unwelcome,
 )
 from conch.process import set_logging
+from conch.requester.broker_socket import BrokerSocket
 from conch.run_dir import RunDir, new_peer_id
-from frontends.broker_socket import BrokerSocket
 
 logger = logging.getLogger("conch.frontends.metrics.observer")
 

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from conch.messages import ModelEntry, ModelTable
-from frontends.inference import InferenceCall, TensorInput
-from frontends.models import ModelTableView, ReadyModel
+from conch.requester.inference import InferenceCall, TensorInput
+from conch.requester.models import ModelTableView, ReadyModel
 
 INT32_16 = {"data_type": "TYPE_INT32", "dims": [16]}
 

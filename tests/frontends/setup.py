@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from conch.requester.inference import InferenceCall, InferenceResult, TensorInput
+from conch.requester.requester import Requester
 from conch.run_dir import RunDir
-from frontends.inference import InferenceCall, InferenceResult, TensorInput
-from frontends.requester import Requester
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually
 from tests.frontends.samples import simple_call
 

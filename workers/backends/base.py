@@ -8,12 +8,13 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from conch.errors import InvalidArgument
 from conch.messages import Fault, Parameter, Request
+from shm.lent import Lent
 
 Array = npt.NDArray[Any]
 
@@ -53,12 +54,32 @@ class Instance:
 
 class Input(NamedTuple):
     """``shape`` is the full one that the model sees, ``data`` a read-only view of the sender's memory that is valid
-    until the batch is answered: elements in C order, BYTES length-prefixed."""
+    until the request has had its final response: elements in C order, BYTES length-prefixed. ``lent``: what another
+    process needs to read the same bytes; None where they cannot be passed on."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: memoryview
+    lent: Lent | None = None
+
+
+class Replies(Protocol):
+    """Answers one request while its batch runs or later, from any thread, with any number of responses."""
+
+    @property
+    def closed(self) -> bool:
+        """The final response has been sent."""
+        ...
+
+    def send(self, result: "Result | None", final: bool) -> None:
+        """None: a final response that holds nothing. Waits while whoever asked does not read (``conch.windows``). What
+        is sent for a request that was cancelled goes nowhere. Raises ``ReplyClosed`` after a final response."""
+        ...
+
+
+class ReplyClosed(Exception):
+    """The request has had its final response."""
 
 
 class Item(NamedTuple):
@@ -67,6 +88,7 @@ class Item(NamedTuple):
     request: Request
     inputs: list[Input]
     is_cancelled: Callable[[], bool]
+    replies: Replies
 
 
 class Output(NamedTuple):
@@ -115,8 +137,9 @@ class Backend(ABC):
         """With ``instance.config`` as it was completed and validated."""
 
     @abstractmethod
-    def execute(self, items: list[Item], timing: Timing) -> Sequence[Result]:
-        """One result per item, in their order. An exception fails the whole batch; ``SystemExit`` ends the worker."""
+    def execute(self, items: list[Item], timing: Timing) -> "Sequence[Result | None]":
+        """One result per item, in their order; None for an item that ``replies`` has answered, or will. An exception
+        fails what has not been answered of the batch; ``SystemExit`` ends the worker."""
 
     def finalize(self) -> None:  # noqa: B027 - most backends have nothing to do
         """The model is unloaded; nothing is called after it."""

@@ -1,6 +1,6 @@
 """Who is connected to the broker in the scheduling world, and the models that are asked for and served.
 
-Requesters run the real ``frontends.pending.Pending``; workers follow the worker's view in ``docs/design.md``.
+Requesters run the real ``conch.requester.pending.Pending``; workers follow the worker's view in ``docs/design.md``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conch import messages
 from conch.messages import Batch, Block, Cancel, Done, Drain, Request, Response, TensorDescription
 from conch.model_config import DynamicBatching, ModelConfig, QueuePolicy
-from frontends import pending
+from conch.requester import pending
 from tests.broker.scheduling.choices import Choices
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from conch.messages import Region, RegionTable, Sequence
+from conch.requester.inference import InferenceCall, InferenceResult, OutputTensor, RegionWindow
+from conch.requester.models import ReadyModel
 from conch.tensors import pack
-from frontends.inference import InferenceCall, InferenceResult, OutputTensor, RegionWindow
-from frontends.models import ReadyModel
 from tests.frontends.grpc.support import (
     EngineName,
     Frontend,

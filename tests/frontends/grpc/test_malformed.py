@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from conch.errors import Internal, InvalidArgument, NotReady, Overloaded, TooLarge, Unsupported
+from conch.requester.regions import RegionTableView
 from conch.tensors import pack
 from frontends.grpc.inference import decode
-from frontends.regions import RegionTableView
 from tests.frontends import samples
 from tests.frontends.grpc.support import (
     EngineName,

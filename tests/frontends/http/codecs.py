@@ -6,13 +6,13 @@ from typing import Any
 import msgspec
 
 from conch.model_config import decode_config
+from conch.requester.inference import InferenceCall, InferenceResult, OutputTensor
+from conch.requester.models import ReadyModel
+from conch.requester.regions import RegionTableView
 from conch.tensors import NUMPY_DTYPES
 from frontends.http.exchange import Reply
 from frontends.http.request_body import decode
 from frontends.http.request_outputs import BINARY_FORMAT, JSON_FORMAT, OutputFormats
-from frontends.inference import InferenceCall, InferenceResult, OutputTensor
-from frontends.models import ReadyModel
-from frontends.regions import RegionTableView
 from tests.frontends.http.support import MODELS
 
 LIMIT = 1 << 26

@@ -17,16 +17,16 @@ import uvloop
 from conch.datatypes import to_config_type
 from conch.errors import ConchError
 from conch.messages import LogSettings, ModelEntry, ModelTable, ServerSettings, TraceSettings
+from conch.requester.inference import InferenceCall, InferenceResult, Outcome, OutputTensor
+from conch.requester.models import ModelTableView, ReadyModel
+from conch.requester.regions import RegionTableView
+from conch.requester.validation import validate
 from conch.settings import Settings
 from conch.tensors import STORAGE_DTYPES
 from conch.tls import server_context
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
 from frontends.http.exchange import Application
-from frontends.inference import InferenceCall, InferenceResult, Outcome, OutputTensor
-from frontends.models import ModelTableView, ReadyModel
-from frontends.regions import RegionTableView
-from frontends.validation import validate
 
 # libuv opens one pipe per process, with the first loop, and keeps it: before anybody looks for leaks
 uvloop.new_event_loop().close()

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
+from conch.requester.inference import OutputTensor
 from conch.tensors import NUMPY_DTYPES, pack
 from frontends.http.request_body import decode
 from frontends.http.request_outputs import OutputFormat
 from frontends.http.response_body import encode
-from frontends.inference import OutputTensor
 from tests.frontends.http.codecs import (
     ANY_BINARY,
     ANY_JSON,

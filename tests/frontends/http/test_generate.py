@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from conch.errors import Internal, InvalidArgument, NotReady, QueueTimeout
+from conch.requester.inference import InferenceResult, OutputTensor
 from frontends.http.generate import encode
-from frontends.inference import InferenceResult, OutputTensor
 from tests.frontends.http.support import MAX_INPUT_NBYTES, Frontend
 from tests.frontends.http.wire import head, wait_until
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from conch.errors import InvalidArgument
+from conch.requester.inference import InferenceResult, OutputTensor
 from frontends.http.request_outputs import JSON_FORMAT, OutputFormat, OutputFormats
 from frontends.http.response_body import encode
-from frontends.inference import InferenceResult, OutputTensor
 from tests.frontends.http.codecs import (
     ANY_BINARY,
     ANY_JSON,

@@ -9,10 +9,10 @@ import pytest
 
 from conch.errors import AlreadyExists, ConchError, InvalidArgument, MalformedJson, NotFound
 from conch.messages import Region, RegionTable, RegisterCudaRegion, RegisterRegion, UnregisterRegions
+from conch.requester.inference import OutputTensor, RegionWindow
+from conch.requester.regions import RegionTableView
 from frontends.http.request_body import decode
 from frontends.http.response_body import encode
-from frontends.inference import OutputTensor, RegionWindow
-from frontends.regions import RegionTableView
 from tests.frontends.http.codecs import LIMIT, SIMPLE, json_nbytes, result, whole
 from tests.frontends.http.support import Frontend, tensor
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conch.errors import Internal, InvalidArgument, MalformedJson
+from conch.requester.inference import OutputTensor
 from conch.tensors import NUMPY_DTYPES, pack
 from frontends.http.json_values import parse
 from frontends.http.request_outputs import BINARY_FORMAT, JSON_FORMAT, OutputFormats
 from frontends.http.response_body import encode
 from frontends.http.tensor_json import dumps, from_wire, to_wire
-from frontends.inference import OutputTensor
 from tests.frontends.http.codecs import (
     ANY_JSON,
     BY_NAME,

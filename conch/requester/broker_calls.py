@@ -1,4 +1,4 @@
-"""The shell around ``frontends.calls``: futures, and sending."""
+"""The shell around ``conch.requester.calls``: futures, and sending."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ import msgspec
 from conch.channels.seqpacket import MessageTooLong
 from conch.errors import ConchError, InvalidArgument
 from conch.messages import Answer
-from frontends.calls import Call, Calls, Waiting, typed_result
+from conch.requester.calls import Call, Calls, Waiting, typed_result
 
 #: what sending raises for a message that no peer could read, for instance with a number of more than 64 bits
 NOT_SENDABLE = (MessageTooLong, OverflowError, TypeError, ValueError, msgspec.MsgspecError)

@@ -32,7 +32,7 @@ _RESULTS: dict[type[Call], Any] = {
     UpdateTraceSettings: TraceSettings,
 }
 
-logger = logging.getLogger("conch.frontends.calls")
+logger = logging.getLogger("conch.requester.calls")
 
 #: how long a call waits for a broker that is not there
 HOLD_LIMIT_S = 10.0

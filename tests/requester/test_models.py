@@ -7,10 +7,10 @@ import pytest
 
 from conch.errors import InvalidArgument, NotFound, NotReady
 from conch.messages import ModelEntry
+from conch.requester.models import ModelTableView
 from conch.settings import Settings
 from frontends import metadata
 from frontends.metadata import model_config_json, model_metadata, repository_index, server_metadata
-from frontends.models import ModelTableView
 from tests.frontends.samples import entry, table, view
 
 TRITON_EXTENSIONS = [

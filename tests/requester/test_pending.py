@@ -22,8 +22,8 @@ from conch.messages import (
     Unwelcome,
     Welcome,
 )
-from frontends import pending as machine
-from frontends.pending import Deliver, Entry, Fail, FreeInputs, GiveBack, Instruction, Pending, Send
+from conch.requester import pending as machine
+from conch.requester.pending import Deliver, Entry, Fail, FreeInputs, GiveBack, Instruction, Pending, Send
 
 CAUSE = Fault("WorkerDied", "the worker died of signal 9")
 WELCOME = Welcome(1, 7)

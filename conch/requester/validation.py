@@ -10,9 +10,9 @@ from typing import NamedTuple, NoReturn
 from conch.datatypes import BYTES_PREFIX_NBYTES, element_count
 from conch.errors import InvalidArgument
 from conch.refusals import refusal, wrong_elements
+from conch.requester.inference import InferenceCall, TensorInput
+from conch.requester.models import InputRule, ReadyModel
 from conch.tensors import BadBytes, count
-from frontends.inference import InferenceCall, TensorInput
-from frontends.models import InputRule, ReadyModel
 
 #: Triton counts elements and bytes in 64 bits
 MAX_COUNT = 2**63 - 1

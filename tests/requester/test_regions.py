@@ -4,8 +4,8 @@ import pytest
 
 from conch.errors import InvalidArgument, NotFound
 from conch.messages import Region, RegionTable
-from frontends.inference import RegionWindow
-from frontends.regions import RegionTableView
+from conch.requester.inference import RegionWindow
+from conch.requester.regions import RegionTableView
 
 SYSTEM = Region("system", "s", 5, 4096, 100, "/key")
 CUDA = Region("cuda", "c", 6, 0, 50, device=1, handle=b"h" * 64)

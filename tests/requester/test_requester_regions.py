@@ -28,9 +28,9 @@ from conch.messages import (
     UnregisterRegions,
     UpdateLogSettings,
 )
+from conch.requester.inference import InferenceCall, RegionWindow, TensorInput
+from conch.requester.requester import Requester
 from conch.run_dir import RunDir
-from frontends.inference import InferenceCall, RegionWindow, TensorInput
-from frontends.requester import Requester
 from tests.broker.harness import broker as broker_process
 from tests.broker.harness import write_model
 from tests.client_memory import ClientMemory, client_memory

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conch.errors import ClientError, InvalidArgument
-from frontends.inference import InferenceCall, RegionWindow, TensorInput
-from frontends.models import ReadyModel
-from frontends.validation import Checked, _refuse, validate
+from conch.requester.inference import InferenceCall, RegionWindow, TensorInput
+from conch.requester.models import ReadyModel
+from conch.requester.validation import Checked, _refuse, validate
 from tests.frontends.samples import int32, model, simple_call
 
 A = {"name": "A", "data_type": "TYPE_FP32", "dims": [-1, 2]}

@@ -1,9 +1,9 @@
 """The requester's view of its requests, as a pure state machine: events in, instructions out.
 
 ``docs/design.md`` ("The requester's view") has the table that this implements. There are no sockets and no clock in
-here: the shell (``frontends.requester``) reports what happened and when (seconds of the monotonic clock), and carries
-out what comes back, in order. Every method leaves the machine consistent before the instructions are carried out, so
-an instruction may lead to the next event.
+here: the shell (``conch.requester.requester``) reports what happened and when (seconds of the monotonic clock), and
+carries out what comes back, in order. Every method leaves the machine consistent before the instructions are carried
+out, so an instruction may lead to the next event.
 
 The state of an entry says who waits: nobody has it yet (``HELD``), the broker or a worker has it and the caller waits
 (``SUBMITTED``), or the caller has gone or was answered and only the inputs wait (``ABANDONED``).

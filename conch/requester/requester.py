@@ -1,6 +1,7 @@
-"""The shell around a requester: sockets, arena and futures, driven by one asyncio (uvloop) event loop.
+"""The shell around a requester: sockets, arena and futures, driven by one asyncio event loop.
 
-What to do is decided by the pure machines in ``frontends.pending`` and ``frontends.calls``; this file carries it out.
+What to do is decided by the pure machines in ``conch.requester.pending`` and ``conch.requester.calls``; this file
+carries it out.
 """
 
 import asyncio
@@ -43,17 +44,16 @@ from conch.messages import (
     Welcome,
 )
 from conch.process import set_logging
-from conch.run_dir import RunDir, new_peer_id
-from frontends.asked import Asked, OnAnswer, cancel_with, settle
-from frontends.broker_calls import NOT_SENDABLE, BrokerCalls
-from frontends.broker_link import BrokerLink
-from frontends.broker_socket import BrokerSocket
-from frontends.calls import Call, Order
-from frontends.cuda_check import CudaCheck
-from frontends.inference import InferenceCall, InferenceResult, Outcome
-from frontends.links import Links
-from frontends.models import ModelTableView, ReadyModel
-from frontends.pending import (
+from conch.requester.asked import Asked, OnAnswer, cancel_with, settle
+from conch.requester.broker_calls import NOT_SENDABLE, BrokerCalls
+from conch.requester.broker_link import BrokerLink
+from conch.requester.broker_socket import BrokerSocket
+from conch.requester.calls import Call, Order
+from conch.requester.cuda_check import CudaCheck
+from conch.requester.inference import InferenceCall, InferenceResult, Outcome
+from conch.requester.links import Links
+from conch.requester.models import ModelTableView, ReadyModel
+from conch.requester.pending import (
     CLOSING,
     HOLD_LIMIT_S,
     Deliver,
@@ -65,16 +65,17 @@ from frontends.pending import (
     Pending,
     Send,
 )
-from frontends.region_memory import RegionMemory, output_targets, reference
-from frontends.regions import RegionTableView
-from frontends.results import make_result
-from frontends.validation import Checked, validate
+from conch.requester.region_memory import RegionMemory, output_targets, reference
+from conch.requester.regions import RegionTableView
+from conch.requester.results import make_result
+from conch.requester.validation import Checked, validate
+from conch.run_dir import RunDir, new_peer_id
 from shm.arena import Arena
 from shm.base import ArenaFull, BadReference
 from shm.mapping import Mappings
 from shm.segment import Segment
 
-logger = logging.getLogger("conch.frontends.requester")
+logger = logging.getLogger("conch.requester.requester")
 
 TICK_S = 0.25
 #: ticks between two looks for idle segments
@@ -85,7 +86,7 @@ Future = asyncio.Future[InferenceResult]
 
 
 class Requester:
-    """One per frontend process. All methods belong to the thread of the loop that ``start`` ran on.
+    """One per process. All methods belong to the thread of the loop that ``start`` ran on.
 
     ``models`` and ``regions`` are the broker's latest tables, ``server_settings`` its latest settings. ``on_table`` and
     ``on_settings`` are called after each change of ``models`` and of the settings.

@@ -27,7 +27,7 @@ from conch.messages import (
 from shm.base import BadReference
 from shm.mapping import Mappings
 
-logger = logging.getLogger("conch.frontends.links")
+logger = logging.getLogger("conch.requester.links")
 
 #: how long no connection is accepted after the system had no descriptor for one
 _ACCEPT_PAUSE_S = 0.1

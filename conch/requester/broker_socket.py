@@ -12,7 +12,7 @@ from conch.channels import BadMessage
 from conch.channels.zeromq import DealerChannel
 from conch.messages import ToBroker
 
-logger = logging.getLogger("conch.frontends.broker_socket")
+logger = logging.getLogger("conch.requester.broker_socket")
 
 In = TypeVar("In")
 

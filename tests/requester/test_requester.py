@@ -29,8 +29,8 @@ from conch.messages import (
     TensorDescription,
     UnloadModel,
 )
-from frontends.inference import InferenceCall, InferenceResult, Outcome, TensorInput
-from frontends.results import COPY_LIMIT_NBYTES
+from conch.requester.inference import InferenceCall, InferenceResult, Outcome, TensorInput
+from conch.requester.results import COPY_LIMIT_NBYTES
 from shm.arena import IDLE_S, Arena
 from shm.region_files import open_key
 from tests.client_memory import client_memory

@@ -8,10 +8,10 @@ import msgspec
 
 from conch.errors import NotFound, Overloaded, Unsupported
 from conch.messages import ClientRegion, OutputTarget, Region, SegmentAdded
-from frontends.inference import InferenceCall, RegionWindow
+from conch.requester.inference import InferenceCall, RegionWindow
 from shm.region_files import open_held
 
-logger = logging.getLogger("conch.frontends.region_memory")
+logger = logging.getLogger("conch.requester.region_memory")
 
 _CUDA_COMES_LATER = "CUDA shared memory cannot be used in requests yet: the GPU data path comes later"
 

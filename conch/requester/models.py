@@ -1,4 +1,4 @@
-"""The frontends' view of the models: the broker's latest table, and lookups in it with Triton's words."""
+"""A requester's view of the models: the broker's latest table, and lookups in it with Triton's words."""
 
 import logging
 from math import prod
@@ -10,7 +10,7 @@ from conch.errors import InvalidArgument, NotFound, NotReady
 from conch.messages import ModelEntry, ModelTable, ServerState
 from conch.model_config import ModelConfig, ModelInput, decode_config
 
-logger = logging.getLogger("conch.frontends.models")
+logger = logging.getLogger("conch.requester.models")
 
 #: reason that the repository index shows for a model that was unloaded on purpose
 UNLOADED = "unloaded"

@@ -14,7 +14,7 @@ from conch.channels.data import DataChannel
 from conch.channels.seqpacket import connect
 from conch.messages import PROTOCOL_VERSION, Cancel, DataLink, Request
 
-logger = logging.getLogger("conch.frontends.broker_link")
+logger = logging.getLogger("conch.requester.broker_link")
 
 Outgoing = DataLink | Request | Cancel
 

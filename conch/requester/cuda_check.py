@@ -6,11 +6,11 @@ import sys
 
 from conch.errors import AlreadyExists, InvalidArgument, NotReady
 from conch.messages import RegisterCudaRegion
-from frontends.regions import RegionTableView
+from conch.requester.regions import RegionTableView
 from shm.cuda import HANDLE_NBYTES
 from shm.cuda_check import NOT_HERE, OPENED
 
-logger = logging.getLogger("conch.frontends.cuda_check")
+logger = logging.getLogger("conch.requester.cuda_check")
 
 #: the child imports CUDA and makes a context, which takes seconds on a busy machine
 _TIMEOUT_S = 30.0

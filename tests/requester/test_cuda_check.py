@@ -9,8 +9,8 @@ import pytest
 
 from conch.errors import AlreadyExists, InvalidArgument
 from conch.messages import Region, RegionTable, RegisterCudaRegion
-from frontends.cuda_check import CudaCheck
-from frontends.regions import RegionTableView
+from conch.requester.cuda_check import CudaCheck
+from conch.requester.regions import RegionTableView
 from tests.frontends.fakes import on_uvloop
 from tests.shm.test_cuda import gpu_is_here
 

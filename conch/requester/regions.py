@@ -2,7 +2,7 @@
 
 from conch.errors import InvalidArgument, NotFound, Unsupported
 from conch.messages import Region, RegionKind, RegionTable
-from frontends.inference import RegionWindow
+from conch.requester.inference import RegionWindow
 
 #: Triton's sizes are 64-bit unsigned
 _MAX_SIZE = 2**64 - 1

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from conch.errors import ConchError
 from conch.messages import Block
-from frontends.inference import InferenceResult, Outcome, RegionWindow
+from conch.requester.inference import InferenceResult, Outcome, RegionWindow
 
-logger = logging.getLogger("conch.frontends.asked")
+logger = logging.getLogger("conch.requester.asked")
 
 OnAnswer = Callable[[Outcome], None]
 _NO_TARGETS: dict[str, RegionWindow] = {}

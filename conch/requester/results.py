@@ -3,7 +3,7 @@
 from functools import partial
 
 from conch.messages import Block, ClientRegion, Request, Response, TensorDescription
-from frontends.inference import InferenceResult, OutputTensor, RegionWindow
+from conch.requester.inference import InferenceResult, OutputTensor, RegionWindow
 from shm.base import BadReference
 from shm.mapping import Mappings
 

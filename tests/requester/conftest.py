@@ -1,0 +1,3 @@
+"""What the requester's tests share with the frontends'."""
+
+from tests.frontends.conftest import uvloop_is_warm  # noqa: F401 - a fixture of every test

@@ -1,13 +1,8 @@
 """Models written in Python for Triton: a file ``model.py`` with a class ``TritonPythonModel``."""
 
-import json
 import logging
-import os
-import sys
 import time
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from sys import getrefcount
 from types import CoroutineType
 from typing import Any
@@ -17,10 +12,9 @@ import numpy as np
 from conch import tensors
 from conch.messages import Fault
 from conch.model_config import decode_config
-from workers import isolation
 from workers.backends.base import Backend as BaseBackend
 from workers.backends.base import Instance, Item, LoadError, Output, Result, Timing
-from workers.python_utils import triton_python_backend_utils as pb_utils
+from workers.backends.python_loading import ModelCode
 from workers.python_utils.failures import TritonError
 from workers.python_utils.request import InferenceRequest, received_request
 from workers.python_utils.response import InferenceResponse
@@ -28,12 +22,10 @@ from workers.python_utils.tensor import Tensor
 
 logger = logging.getLogger("conch.workers.backends.python")
 
-_CLASS = "TritonPythonModel"
 #: parameters of Triton's Python backend that are not there yet, and would change what a model sees
 _ABSENT_PARAMETERS = ("EXECUTION_ENV_PATH",)
 #: shapes of outputs that are remembered, so that they need not be looked at again
 _MOST_LOOKED_AT = 1000
-_MODULE = "triton_python_backend_utils"
 
 
 class ExecuteError(Exception):
@@ -43,7 +35,7 @@ class ExecuteError(Exception):
 class Backend(BaseBackend):
     def __init__(self, instance: Instance) -> None:
         super().__init__(instance)
-        self._module: Any = None
+        self._code = ModelCode(instance)
         self._model: Any = None
         self._execute: Any = None
         self._loop: Any = None
@@ -56,17 +48,7 @@ class Backend(BaseBackend):
     # ----------------------------------------------------------------------------------------------- loading
 
     def complete_config(self) -> str:
-        model_class = self._import_class()
-        complete = getattr(model_class, "auto_complete_config", None)
-        if complete is None:
-            return self.instance.config
-        completed = self._run(complete, pb_utils.ModelConfig(self.instance.config))
-        if not isinstance(completed, pb_utils.ModelConfig):
-            raise LoadError(
-                f"auto_complete_config function in model '{self.instance.model}' must return a valid pb.ModelConfig "
-                "object."
-            )
-        return json.dumps(completed.as_dict(), separators=(",", ":"))
+        return self._code.complete_config()
 
     def load(self) -> None:
         instance = self.instance
@@ -85,57 +67,8 @@ class Backend(BaseBackend):
             output.name: (output.datatype, batch + (output.reshape.shape if output.reshape else output.dims))
             for output in config.output
         }
-        model_class = self._import_class()
-        self._model = self._run(model_class)
-        initialize = getattr(self._model, "initialize", None)
-        if initialize is not None:
-            self._run(initialize, self._arguments())
+        self._model = self._code.initialized(instance)
         self._execute = getattr(self._model, "execute", None)
-
-    def _arguments(self) -> dict[str, str]:
-        instance = self.instance
-        return {
-            "model_config": instance.config,
-            "model_instance_kind": instance.kind.removeprefix("KIND_"),
-            "model_instance_name": instance.name,
-            "model_instance_device_id": str(instance.device),
-            "model_repository": instance.model_dir,
-            "model_version": str(instance.version),
-            "model_name": instance.model,
-        }
-
-    def _import_class(self) -> Any:
-        """The model's class; its file is imported once."""
-        instance = self.instance
-        file = self._file()
-        if self._module is None:
-            if not file.is_file():
-                raise LoadError(f"Python model file not found in '{self._shown(str(file))}'")
-            sys.modules[_MODULE] = sys.modules["c_python_backend_utils"] = pb_utils
-            pb_utils._set_model_dir(instance.version_dir)
-            isolation.step_aside()
-            folders = [instance.version_dir, instance.model_dir]
-            self._module = self._run(isolation.import_model, file, str(instance.version), folders)
-        if not hasattr(self._module, _CLASS):
-            raise LoadError(
-                f"unable to load model '{instance.model}': '{self._shown(str(file))}' has no class '{_CLASS}'"
-            )
-        return getattr(self._module, _CLASS)
-
-    def _file(self) -> Path:
-        name = decode_config(self.instance.config).default_model_filename or "model.py"
-        return Path(self.instance.version_dir, name)
-
-    def _run(self, function: Any, *arguments: Any) -> Any:
-        """Calls the model's code. Raises ``LoadError`` with the exception's text and where it came from; ``SystemExit``
-        passes, and ends the worker."""
-        try:
-            return function(*arguments)
-        except LoadError:
-            raise
-        except Exception as error:
-            logger.exception("cannot load '%s'", self.instance.name)
-            raise LoadError(self._described(error)) from error
 
     # --------------------------------------------------------------------------------------------- executing
 
@@ -152,7 +85,7 @@ class Backend(BaseBackend):
             raise
         except BaseException as error:  # whatever a model raises; asyncio.CancelledError is no Exception
             logger.exception("execute of '%s' failed", self.instance.name)
-            results = self._failed(items, self._described(error))
+            results = self._failed(items, self._code.described(error))
         # an input's bytes are its sender's again when the batch is answered
         for tensor in _kept(requests, _UNKEPT):
             tensor._materialise()
@@ -167,8 +100,7 @@ class Backend(BaseBackend):
     def _call(self, requests: list[InferenceRequest]) -> list[InferenceResponse]:
         """Raises ``ExecuteError`` and whatever the model raises."""
         if self._execute is None:
-            file = self._shown(str(self._file()))
-            raise ExecuteError(f"Python model {file} does not implement `execute` method.")
+            raise ExecuteError(f"Python model {self._code.shown_file()} does not implement `execute` method.")
         responses = self._execute(requests)
         if type(responses) is CoroutineType:
             responses = self._await(responses)
@@ -244,32 +176,6 @@ class Backend(BaseBackend):
             finalize()
         except Exception:
             logger.exception("finalize of '%s' failed", self.instance.name)
-
-    # -------------------------------------------------------------------------------------------------- texts
-
-    def _described(self, error: BaseException) -> str:
-        """Type, text, and where it was raised, innermost first, as Triton has it; no path above the model's folder."""
-        if isinstance(error, SyntaxError):
-            file = os.path.basename(error.filename or "")
-            return f"{type(error).__name__}: {error.msg} ({file}, line {error.lineno})"
-        text = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: <EMPTY MESSAGE>"
-        model_dir = os.path.join(self.instance.model_dir, "")
-        version_dir = os.path.join(self.instance.version_dir, "")
-        frames = [
-            f"  {self._shown(frame.filename)}({frame.lineno}): {frame.name}"
-            for frame in reversed(traceback.extract_tb(error.__traceback__))
-            if frame.filename.startswith((model_dir, version_dir))
-        ]
-        return "\n".join([text, "", "At:", *frames, ""]) if frames else text
-
-    def _shown(self, file: str) -> str:
-        """A path as clients may see it: from the model's folder on."""
-        instance = self.instance
-        version_dir = os.path.join(instance.version_dir, "")
-        if file.startswith(version_dir):
-            return f"{instance.model}/{instance.version}/{file[len(version_dir) :]}"
-        model_dir = os.path.join(instance.model_dir, "")
-        return f"{instance.model}/{file[len(model_dir) :]}" if file.startswith(model_dir) else os.path.basename(file)
 
 
 def _check(responses: Any, expected: int) -> None:

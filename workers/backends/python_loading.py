@@ -1,0 +1,125 @@
+"""The code of a model written in Python: its file, its class, and what is said when it fails."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from conch.model_config import decode_config
+from workers import isolation
+from workers.backends.base import Instance, LoadError
+from workers.python_utils import triton_python_backend_utils as pb_utils
+
+logger = logging.getLogger("conch.workers.backends.python")
+
+_CLASS = "TritonPythonModel"
+_MODULE = "triton_python_backend_utils"
+
+
+class ModelCode:
+    """What ``complete_config`` and ``initialized`` raise is a ``LoadError``; ``SystemExit`` passes, and ends the
+    worker."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._module: Any = None
+
+    def complete_config(self) -> str:
+        """The configuration's JSON with what ``auto_complete_config`` adds."""
+        complete = getattr(self._import_class(), "auto_complete_config", None)
+        if complete is None:
+            return self._instance.config
+        completed = self._run(complete, pb_utils.ModelConfig(self._instance.config))
+        if not isinstance(completed, pb_utils.ModelConfig):
+            raise LoadError(
+                f"auto_complete_config function in model '{self._instance.model}' must return a valid pb.ModelConfig "
+                "object."
+            )
+        return json.dumps(completed.as_dict(), separators=(",", ":"))
+
+    def initialized(self, instance: Instance) -> Any:
+        """The model's object; ``instance`` holds the completed configuration."""
+        self._instance = instance
+        model = self._run(self._import_class())
+        initialize = getattr(model, "initialize", None)
+        if initialize is not None:
+            self._run(initialize, _arguments(instance))
+        return model
+
+    def _import_class(self) -> Any:
+        """The model's class; its file is imported once."""
+        instance = self._instance
+        file = self._file()
+        if self._module is None:
+            if not file.is_file():
+                raise LoadError(f"Python model file not found in '{self.shown(str(file))}'")
+            sys.modules[_MODULE] = sys.modules["c_python_backend_utils"] = pb_utils
+            pb_utils._set_model_dir(instance.version_dir)
+            isolation.step_aside()
+            folders = [instance.version_dir, instance.model_dir]
+            self._module = self._run(isolation.import_model, file, str(instance.version), folders)
+        if not hasattr(self._module, _CLASS):
+            raise LoadError(
+                f"unable to load model '{instance.model}': '{self.shown(str(file))}' has no class '{_CLASS}'"
+            )
+        return getattr(self._module, _CLASS)
+
+    def _file(self) -> Path:
+        name = decode_config(self._instance.config).default_model_filename or "model.py"
+        return Path(self._instance.version_dir, name)
+
+    def _run(self, function: Any, *arguments: Any) -> Any:
+        """Calls the model's code. Raises ``LoadError`` with the exception's text and where it came from."""
+        try:
+            return function(*arguments)
+        except LoadError:
+            raise
+        except Exception as error:
+            logger.exception("cannot load '%s'", self._instance.name)
+            raise LoadError(self.described(error)) from error
+
+    # -------------------------------------------------------------------------------------------------- texts
+
+    def described(self, error: BaseException) -> str:
+        """Type, text, and where it was raised, innermost first, as Triton has it; no path above the model's folder."""
+        if isinstance(error, SyntaxError):
+            file = os.path.basename(error.filename or "")
+            return f"{type(error).__name__}: {error.msg} ({file}, line {error.lineno})"
+        text = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: <EMPTY MESSAGE>"
+        model_dir = os.path.join(self._instance.model_dir, "")
+        version_dir = os.path.join(self._instance.version_dir, "")
+        frames = [
+            f"  {self.shown(frame.filename)}({frame.lineno}): {frame.name}"
+            for frame in reversed(traceback.extract_tb(error.__traceback__))
+            if frame.filename.startswith((model_dir, version_dir))
+        ]
+        return "\n".join([text, "", "At:", *frames, ""]) if frames else text
+
+    def shown_file(self) -> str:
+        """The model's file, as ``shown``."""
+        return self.shown(str(self._file()))
+
+    def shown(self, file: str) -> str:
+        """A path as clients may see it: from the model's folder on."""
+        instance = self._instance
+        version_dir = os.path.join(instance.version_dir, "")
+        if file.startswith(version_dir):
+            return f"{instance.model}/{instance.version}/{file[len(version_dir) :]}"
+        model_dir = os.path.join(instance.model_dir, "")
+        return f"{instance.model}/{file[len(model_dir) :]}" if file.startswith(model_dir) else os.path.basename(file)
+
+
+def _arguments(instance: Instance) -> dict[str, str]:
+    """What ``initialize`` is given."""
+    return {
+        "model_config": instance.config,
+        "model_instance_kind": instance.kind.removeprefix("KIND_"),
+        "model_instance_name": instance.name,
+        "model_instance_device_id": str(instance.device),
+        "model_repository": instance.model_dir,
+        "model_version": str(instance.version),
+        "model_name": instance.model,
+    }

@@ -6,11 +6,13 @@ from typing import Protocol
 from benchmarks import load, models
 from benchmarks.load import Measurement
 from benchmarks.models import HttpRequest
-from benchmarks.official import AddSub, Identity
+from benchmarks.official import AddSub, Chain, Identity
 from benchmarks.servers import Server
+from benchmarks.streaming import Counting
 
 MIB = 1 << 20
 CLASSIFIER_CLIENTS = 4
+STREAMED_RESPONSES = 10_000
 
 
 class Load(Protocol):
@@ -75,6 +77,14 @@ def identity_cases() -> list[Case]:
         for name, load in loads(size * MIB)
         for clients in (1, 4)
     ]
+
+
+def python_cases() -> list[Case]:
+    chains = [
+        Case(f"chain of three models, 16 MiB, {number_of(clients)}", Chain(16 * MIB), clients) for clients in (1, 4)
+    ]
+    name = f"{STREAMED_RESPONSES:,} responses to one request, gRPC streaming"
+    return [*chains, Case(name, Counting(STREAMED_RESPONSES), 1)]
 
 
 def classifier_cases() -> list[Case]:

@@ -24,10 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it can be run as a file
 
-from benchmarks import models, perf_analyzer, real_triton, servers
-from benchmarks.cases import Case, HttpLoad, add_sub_cases, classifier_cases, identity_cases
+from benchmarks import models, perf_analyzer, python_models, real_triton, servers
+from benchmarks.cases import Case, HttpLoad, add_sub_cases, classifier_cases, identity_cases, python_cases
 from benchmarks.load import LoadFailed, Measurement, wrk_installed
 from benchmarks.servers import Server
+from benchmarks.streaming import Counting
 
 BARE = "bare loop"
 
@@ -75,7 +76,7 @@ def take_turns(case: Case, rivals: Sequence[Server | Path], length: Length) -> d
 
 def can_be_measured(case: Case) -> bool:
     """Says so if not."""
-    if isinstance(case.load, HttpLoad) or perf_analyzer.installed():
+    if isinstance(case.load, (HttpLoad, Counting)) or perf_analyzer.installed():
         return True
     print(f"left out: {case.name}: needs perf_analyzer; name the command in $PERF_ANALYZER", file=sys.stderr)
     return False
@@ -144,18 +145,24 @@ def running_servers(repository: Path, classifier: Path, given: Server | None) ->
         yield found
 
 
+def write_models(repository: Path) -> None:
+    models.write_python_models(repository)
+    python_models.write_chain(repository)
+    python_models.write_counter(repository)
+
+
 def run(options: argparse.Namespace, work: Path) -> list[str]:
     """The tables, as lines of Markdown."""
     length = QUICK if options.quick else FULL
     if options.rounds:
         length = replace(length, rounds=options.rounds)
     given = Server("Triton", options.triton_url, options.triton_grpc_url) if options.triton_url else None
-    models.write_python_models(work / "models")
+    write_models(work / "models")
     onnx_file = models.write_classifier(work / "classifier")
     with running_servers(work / "models", work / "classifier", given) as running:
         lines = [describe(length, running)]
         comparisons: list[tuple[list[Case], Sequence[Server | Path], str]] = [
-            (add_sub_cases() + identity_cases(), running, "Triton"),
+            (add_sub_cases() + identity_cases() + python_cases(), running, "Triton"),
             (classifier_cases(), [running[0], onnx_file], BARE),
         ]
         for cases, rivals, name in comparisons:
@@ -178,7 +185,7 @@ def main() -> None:
     parser.add_argument("--write-repository", type=Path, metavar="DIR", help="only write the models for --triton-url")
     options = parser.parse_args()
     if options.write_repository:
-        models.write_python_models(options.write_repository)
+        write_models(options.write_repository)
         return
     with tempfile.TemporaryDirectory(prefix="conch-bench-") as folder:
         text = "\n".join(run(options, Path(folder))) + "\n"

@@ -34,6 +34,10 @@ def must_be(answer: numpy.ndarray | None, expected: numpy.ndarray, server: Serve
         raise LoadFailed(f"{server.name} answers something else than what is right")
 
 
+def in_shared_memory(nbytes: int) -> list[str]:
+    return ["--shared-memory", "system", "--output-shared-memory-size", str(nbytes)]
+
+
 @dataclass(frozen=True)
 class AddSub:
     """``protocol``: http or grpc."""
@@ -68,8 +72,7 @@ class Identity:
     @property
     def arguments(self) -> list[str]:
         shape = ["--shape", f"INPUT0:{self.nbytes}"]
-        memory = ["--shared-memory", "system", "--output-shared-memory-size", str(self.nbytes)]
-        return shape + memory if self.in_shared_memory else shape
+        return shape + in_shared_memory(self.nbytes) if self.in_shared_memory else shape
 
     def check(self, server: Server) -> None:
         library = CLIENTS[self.protocol]
@@ -105,3 +108,25 @@ class Identity:
             must_be(answer.copy(), values, server)
         finally:
             shared_memory.destroy_shared_memory_region(region)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``nbytes`` in system shared memory of the client, through a model that asks two others."""
+
+    nbytes: int
+
+    def check(self, server: Server) -> None:
+        values = models.random_bytes(self.nbytes)
+        tensor = tritonclient.http.InferInput("IN", [self.nbytes], "UINT8")
+        tensor.set_data_from_numpy(values)
+        with tritonclient.http.InferenceServerClient(server.address) as client:
+            try:
+                answer = client.infer("chain", [tensor]).as_numpy("OUT")
+            except InferenceServerException as error:
+                raise LoadFailed(f"{server.name}: {error}") from None
+        must_be(answer, values + 2, server)
+
+    def measure(self, server: Server, clients: int, seconds: float) -> Measurement:
+        arguments = ["--shape", f"IN:{self.nbytes}", *in_shared_memory(self.nbytes)]
+        return measure(server, "http", "chain", arguments, clients, seconds)

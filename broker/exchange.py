@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from math import inf
 
 from broker import status
+from broker.calls import Calls
 from broker.instructions import (
     CallFinished,
     ModelDraining,
@@ -27,16 +28,15 @@ from broker.instructions import (
 from broker.lifecycle import DropFolder, FindNames, Lifecycle, LifecycleInstruction, Poll, PollAll, Remember
 from broker.outbox import RETRY_S, Outbox
 from broker.outlet import Outlet
+from broker.peers import Known, Peers
 from broker.region_files import Regions
-from broker.repository import Found, Override, Snapshot
+from broker.repository import Found, Snapshot
 from broker.scheduling.dispatcher import Dispatcher
 from broker.server_settings import SettingsKeeper
 from broker.tables import Tables
 from conch.messages import (
     PROTOCOL_VERSION,
     Answer,
-    AskStatistics,
-    AskStatus,
     Batch,
     Cancel,
     Completed,
@@ -46,14 +46,11 @@ from conch.messages import (
     Kill,
     LauncherHello,
     LoadFailed,
-    LoadModel,
     ModelTable,
     ObserverHello,
     PeerStatus,
     Ready,
     RegionTable,
-    RegisterCudaRegion,
-    RegisterRegion,
     Request,
     RequesterHello,
     ServerState,
@@ -63,41 +60,12 @@ from conch.messages import (
     SpawnFailed,
     TableSeen,
     ToBroker,
-    UnloadModel,
-    UnregisterRegions,
     Unwelcome,
-    UpdateLogSettings,
-    UpdateTraceSettings,
     Welcome,
     WorkerHello,
 )
 
 logger = logging.getLogger("conch.broker.exchange")
-
-#: what is answered with an ``Answer``
-Call = (
-    LoadModel
-    | UnloadModel
-    | AskStatistics
-    | AskStatus
-    | RegisterRegion
-    | RegisterCudaRegion
-    | UnregisterRegions
-    | UpdateLogSettings
-    | UpdateTraceSettings
-)
-_CALL_FAILED = Fault("Internal", "internal error; the server's log has the details")
-
-
-class Known:
-    """A requester, an observer or the launcher that has said HELLO."""
-
-    __slots__ = ("name", "role", "pid")
-
-    def __init__(self, name: str, role: str, pid: int) -> None:
-        self.name = name
-        self.role = role
-        self.pid = pid
 
 
 class Exchange:
@@ -117,15 +85,23 @@ class Exchange:
         self._regions = regions
         self._settings = settings
         self._outlet = outlet
-        self._outbox = Outbox(outlet.send, self._is_known)
+        self._peers = Peers()
+        self._outbox = Outbox(outlet.send, self._peers.knows)
         self._tables = Tables(self._outbox.tell, self._model_table, self._region_table)
+        self._calls = Calls(
+            epoch,
+            dispatcher,
+            lifecycle,
+            regions,
+            settings,
+            outlet,
+            self._outbox,
+            self._tables,
+            self._peers,
+            self._live,
+            self._status,
+        )
         self._started_ms = started_ms
-        self._requesters: dict[bytes, Known] = {}
-        self._observers: dict[bytes, Known] = {}
-        self._launcher: tuple[bytes, Known] | None = None
-        #: workers that have said HELLO: by name, and by the routing id of their control socket
-        self._workers: dict[str, WorkerHello] = {}
-        self._worker_sockets: dict[bytes, str] = {}
         self._started = False
         self._exiting = False
         self._lifecycle_wakeup: float | None = None
@@ -181,14 +157,14 @@ class Exchange:
         """The process behind ``peer`` is dead."""
         self._outbox.forget(peer)
         self._tables.gone(peer)
-        self._observers.pop(peer, None)
-        requester = self._requesters.pop(peer, None)
+        self._peers.observers.pop(peer, None)
+        requester = self._peers.requesters.pop(peer, None)
         if requester is not None:
-            logger.info("%s frontend is gone, pid %s", requester.role, requester.pid)
+            logger.info("%s is gone, pid %s", requester, requester.pid)
             self._dispatcher.requester_gone(requester.name)
-        if self._launcher is not None and self._launcher[0] == peer:
-            logger.error("the launcher is gone, pid %s", self._launcher[1].pid)
-            self._launcher = None
+        if self._peers.launcher is not None and self._peers.launcher[0] == peer:
+            logger.error("the launcher is gone, pid %s", self._peers.launcher[1].pid)
+            self._peers.launcher = None
             self._live(self._lifecycle.launcher_gone(now), now)
 
     # --------------------------------------------------------------------------------------------- results of file work
@@ -210,27 +186,22 @@ class Exchange:
             case RequesterHello() | ObserverHello() | WorkerHello() | LauncherHello():
                 self._hello(peer, message, now)
             case Spawned() | SpawnFailed() | Died():
-                if self._launcher is not None and self._launcher[0] == peer:
+                if self._peers.launcher is not None and self._peers.launcher[0] == peer:
                     self._from_launcher(message, now)
             case Completed() | LoadFailed():
-                if self._worker_sockets.get(peer) == message.worker:
+                if self._peers.worker_sockets.get(peer) == message.worker:
                     self._from_worker(message, now)
-            case _ if peer not in self._requesters and peer not in self._observers:
+            case _ if peer not in self._peers.requesters and peer not in self._peers.observers:
                 self._unwelcome(peer)
             case TableSeen(epoch, revision):
                 if epoch == self.epoch:
                     self._tables.seen(peer, revision)
-            case RegisterRegion() | RegisterCudaRegion() | UnregisterRegions():
-                self._region_call(peer, message, now)
-            case UpdateLogSettings() | UpdateTraceSettings():
-                self._settings_call(peer, message)
-            case LoadModel() | UnloadModel() | AskStatistics() | AskStatus():
-                self._call(peer, message, now)
+            case _:
+                self._calls.receive(peer, message, now)
 
     def failed(self, peer: bytes, message: ToBroker) -> None:
         """``receive`` raised something for this message: whoever called gets an answer all the same."""
-        if isinstance(message, Call):
-            self._outbox.tell(peer, Answer(message.call, _CALL_FAILED))
+        self._calls.failed(peer, message)
 
     def receive_data(self, name: str, message: Request | Done | Cancel | Ready, now: float) -> None:
         """A message on the data connection of this requester or worker. ``flush`` afterwards.
@@ -239,7 +210,7 @@ class Exchange:
         given here: it awaits that.
         """
         if isinstance(message, (Done, Ready)):
-            if name not in self._workers:
+            if name not in self._peers.workers:
                 return
             if isinstance(message, Done):
                 self._dispatcher.done(name, message, now)
@@ -247,7 +218,7 @@ class Exchange:
                 self._live(self._lifecycle.ready(name, now), now)
             return
         peer = name.encode()
-        if peer not in self._requesters:
+        if peer not in self._peers.requesters:
             self._unwelcome(peer)
         elif isinstance(message, Request):
             self._dispatcher.submit(name, message, now)
@@ -257,9 +228,9 @@ class Exchange:
     def data_broken(self, name: str) -> None:
         """This peer's data connection was dropped with what may have been on it. A requester says HELLO again; of a
         worker nobody knows any more what it holds, so it is ended, and what it held comes back as lost."""
-        if name in self._workers and self._launcher is not None:
+        if name in self._peers.workers and self._peers.launcher is not None:
             logger.error("worker %s sent what cannot be read, and is ended", name)
-            self._outbox.tell(self._launcher[0], Kill(name))
+            self._outbox.tell(self._peers.launcher[0], Kill(name))
 
     def _unwelcome(self, peer: bytes) -> None:
         """Workers and the launcher are not told: their HELLO comes by itself, and must come once."""
@@ -277,7 +248,7 @@ class Exchange:
             case RequesterHello():
                 self._requester_hello(peer, hello, now)
             case ObserverHello():
-                self._observers[peer] = Known(peer.decode(errors="replace"), "observer", hello.pid)
+                self._peers.observers[peer] = Known(peer.decode(errors="replace"), "observer", hello.pid)
                 self._welcome(peer)
                 self._tables.add_observer(peer)
                 if not self._outlet.watch(peer, hello.pid):
@@ -291,15 +262,19 @@ class Exchange:
         if hello.requester.encode() != peer:
             logger.error("a requester says that it is %s, its socket is %s", hello.requester, peer)
             return
-        if peer not in self._requesters:
-            logger.info("%s frontend is here, pid %s", hello.role, hello.pid)
-        self._requesters[peer] = Known(hello.requester, hello.role, hello.pid)
+        known = Known(hello.requester, hello.role, hello.pid, hello.worker)
+        if peer not in self._peers.requesters:
+            logger.info("%s is here, pid %s", known, known.pid)
+        self._peers.requesters[peer] = known
         self._outbox.forget(peer)
-        self._welcome(peer)
+        self._welcome(peer, with_settings=not hello.worker)
         # From before this broker's time. It gets no table of regions before its own are in it, so that it drops none.
         if hello.epoch != self.epoch and self._regions.restore(hello.regions):
             self._tables.regions_changed()
-        self._tables.add_requester(peer)
+        if hello.worker:
+            self._tables.add_observer(peer)
+        else:
+            self._tables.add_requester(peer)
         last_loss = hello.last_loss if hello.epoch == self.epoch else 0
         self._dispatcher.requester_hello(hello.requester, hello.awaited, last_loss)
         if not self._outlet.watch(peer, hello.pid):
@@ -310,17 +285,17 @@ class Exchange:
         if not self._dispatcher.worker_hello(worker, hello.model, hello.version, hello.running, now):
             logger.error("worker %s of '%s', pid %s, is not expected here", worker, hello.model, hello.pid)
             self._outlet.send(peer, Unwelcome(self.epoch, Fault("Internal", "this worker is not expected")))
-            if self._launcher is not None:
-                self._outbox.tell(self._launcher[0], Kill(worker))
+            if self._peers.launcher is not None:
+                self._outbox.tell(self._peers.launcher[0], Kill(worker))
             return
-        self._workers[worker] = hello
-        self._worker_sockets[b"C" + worker.encode()] = worker
+        self._peers.workers[worker] = hello
+        self._peers.worker_sockets[b"C" + worker.encode()] = worker
         self._welcome(peer)
         self._live(self._lifecycle.worker_hello(hello, now), now)
 
     def _launcher_hello(self, peer: bytes, hello: LauncherHello, now: float) -> None:
-        repeated = self._launcher is not None and self._launcher[1].pid == hello.pid
-        self._launcher = (peer, Known(peer.decode(errors="replace"), "launcher", hello.pid))
+        repeated = self._peers.launcher is not None and self._peers.launcher[1].pid == hello.pid
+        self._peers.launcher = (peer, Known(peer.decode(errors="replace"), "launcher", hello.pid))
         self._welcome(peer)
         if repeated:  # the list may have crossed a Spawn, see docs/design.md
             return
@@ -333,8 +308,8 @@ class Exchange:
 
     def _worker_lost(self, worker: str, died: Died, now: float) -> bool:
         """Returns whether a request is to blame."""
-        self._workers.pop(worker, None)
-        self._worker_sockets.pop(b"C" + worker.encode(), None)
+        self._peers.workers.pop(worker, None)
+        self._peers.worker_sockets.pop(b"C" + worker.encode(), None)
         self._outbox.forget(b"C" + worker.encode())
         memory_fault = died.signal == signal.SIGBUS
         return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now, memory_fault)
@@ -359,47 +334,10 @@ class Exchange:
             case LoadFailed(worker, fault):
                 self._live(self._lifecycle.load_failed(worker, fault, now), now)
 
-    def _call(self, peer: bytes, call: LoadModel | UnloadModel | AskStatistics | AskStatus, now: float) -> None:
-        caller = peer.decode()
-        match call:
-            case LoadModel():
-                override = Override(config=call.config, files=call.files)
-                self._live(self._lifecycle.load(call.name, now, caller, call.call, override), now)
-            case UnloadModel():
-                self._live(self._lifecycle.unload(call.name, now, caller, call.call), now)
-            case AskStatistics():
-                found = self._dispatcher.statistics(call.name, call.version)
-                fault = None if found else status.why_no_statistics(call, self._dispatcher)
-                self._outbox.tell(peer, Answer(call.call, fault, found))
-            case AskStatus():
-                self._outbox.tell(peer, Answer(call.call, None, self._status()))
-
-    def _region_call(
-        self, peer: bytes, call: RegisterRegion | RegisterCudaRegion | UnregisterRegions, now: float
-    ) -> None:
-        fault = None
-        if isinstance(call, UnregisterRegions):
-            changed = self._regions.unregister(call)
-        else:
-            fault = self._regions.register(call)
-            changed = fault is None
-        if changed:
-            self._tables.regions_changed()
-        self._tables.answer(peer, Answer(call.call, fault), now)
-
-    def _settings_call(self, peer: bytes, call: UpdateLogSettings | UpdateTraceSettings) -> None:
-        fault, result = self._settings.update(call)
-        if fault is None:
-            message = self._settings.message(self.epoch)
-            launcher = () if self._launcher is None else (self._launcher[0],)
-            for other in (*self._requesters, *self._observers, *self._worker_sockets, *launcher):
-                self._outbox.tell(other, message)
-            self._outlet.settings_changed(self._settings.changed)
-        self._outbox.tell(peer, Answer(call.call, fault, result))
-
-    def _welcome(self, peer: bytes) -> None:
+    def _welcome(self, peer: bytes, with_settings: bool = True) -> None:
         self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))
-        self._outbox.tell(peer, self._settings.message(self.epoch))
+        if with_settings:
+            self._outbox.tell(peer, self._settings.message(self.epoch))
 
     # ---------------------------------------------------------------------------------------------------- instructions
 
@@ -427,8 +365,8 @@ class Exchange:
                 case ToLauncher(message):
                     if isinstance(message, Spawn):
                         dispatcher.worker_expected(message.worker)
-                    if self._launcher is not None:
-                        self._outbox.tell(self._launcher[0], message)
+                    if self._peers.launcher is not None:
+                        self._outbox.tell(self._peers.launcher[0], message)
                 case TableChanged():
                     self._tables.models_changed()
                 case CallFinished(name, call, fault):
@@ -450,11 +388,6 @@ class Exchange:
         if not self._outlet.send_batch(worker, batch):
             self._dispatcher.unreachable(worker, batch.id, now)
 
-    def _is_known(self, peer: bytes) -> bool:
-        if peer in self._requesters or peer in self._observers or peer in self._worker_sockets:
-            return True
-        return self._launcher is not None and self._launcher[0] == peer
-
     def _model_table(self, revision: int) -> ModelTable:
         return ModelTable(self.epoch, revision, self.state, self._lifecycle.entries())
 
@@ -463,11 +396,11 @@ class Exchange:
 
     def _status(self) -> ServerStatus:
         processes = [PeerStatus("broker", os.getpid())]
-        if self._launcher is not None:
-            processes.append(PeerStatus("launcher", self._launcher[1].pid))
+        if self._peers.launcher is not None:
+            processes.append(PeerStatus("launcher", self._peers.launcher[1].pid))
         processes += [
             PeerStatus(known.role, known.pid, self._dispatcher.inflight_of(known.name))
-            for known in self._requesters.values()
+            for known in self._peers.requesters.values()
         ]
         return status.server_status(
             self.epoch, self.state, self._started_ms, processes, self._lifecycle, self._dispatcher

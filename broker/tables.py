@@ -13,7 +13,7 @@ Kind = Literal["regions", "models"]
 
 
 class _Reader:
-    """A requester. ``unseen``: the last revision that it was sent, until it has seen it; 0 otherwise. ``owed``: the
+    """A frontend. ``unseen``: the last revision that it was sent, until it has seen it; 0 otherwise. ``owed``: the
     tables that have changed since they were sent to it."""
 
     __slots__ = ("owed", "unseen")
@@ -26,6 +26,9 @@ class _Reader:
 class Tables:
     """A table may have a megabyte and may change thousands of times while a requester is stopped. So each requester is
     sent tables only once it has seen those before; what changed meanwhile it gets then, in its newest state.
+
+    Observers, and requesters that live in workers, are sent every table of models at once, and no other: no client's
+    request comes to them, so nobody waits until they have seen one.
 
     ``models`` and ``regions`` make a table under a revision. All tables share one count of revisions.
     """
@@ -60,7 +63,7 @@ class Tables:
         self._announcements.told(peer, reader.unseen)
 
     def add_observer(self, peer: bytes) -> None:
-        """It is sent every table of models at once, and says nothing."""
+        """It is sent every table of models at once, and says nothing to it. Calling this again sends it once more."""
         self._observers.add(peer)
         self._tell(peer, self._models(self._revision))
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conch import tensors
+from shm.lent import Lent
 from workers.backends.base import Input
 from workers.python_utils import dlpack
 from workers.python_utils.datatypes import DATATYPE_NUMBERS
@@ -23,11 +24,12 @@ class Tensor:
     16-bit patterns. ``_elements``: a BYTES output's, as they were when it was made.
     """
 
-    __slots__ = ("__weakref__", "_array", "_datatype", "_elements", "_name", "_shape", "_source")
+    __slots__ = ("__weakref__", "_array", "_datatype", "_elements", "_lent", "_name", "_shape", "_source")
 
     _array: Array | None
     _datatype: str
     _elements: list[bytes] | None
+    _lent: Lent | None
     _name: str
     _shape: tuple[int, ...]
     _source: memoryview | None
@@ -41,7 +43,7 @@ class Tensor:
             raise TritonModelException(f"NumPy dtype is not supported: '{numpy_array.dtype}' of tensor '{name}'.")
         self._name = name
         self._datatype = datatype
-        self._source = None
+        self._source = self._lent = None
         self._elements = tensors.elements_of(numpy_array) if datatype == "BYTES" else None
         if not numpy_array.flags.c_contiguous or not numpy_array.dtype.isnative:
             numpy_array = np.array(numpy_array, numpy_array.dtype.newbyteorder("="), order="C")
@@ -81,7 +83,7 @@ class Tensor:
             dtype = _NUMPY_DTYPES.get(datatype) or tensors.STORAGE_DTYPES[datatype]
             array = np.ndarray(self._shape, dtype, source).copy()
         self._array = array
-        self._source = None
+        self._source = self._lent = None
         return array
 
     def _passed_on(self) -> "Array | list[bytes]":
@@ -137,6 +139,6 @@ _new = cast(Any, object.__new__)
 def input_tensor(source: Input) -> Tensor:
     """The tensor of one input of a request. Its bytes must stay until its array is made or nobody has it any more."""
     tensor: Tensor = _new(Tensor)
-    tensor._name, tensor._datatype, tensor._shape, tensor._source = source
+    tensor._name, tensor._datatype, tensor._shape, tensor._source, tensor._lent = source
     tensor._array = tensor._elements = None
     return tensor

@@ -329,8 +329,8 @@ class Exchange:
 
     def _from_worker(self, message: Completed | LoadFailed, now: float) -> None:
         match message:
-            case Completed(worker, config):
-                self._live(self._lifecycle.completed(worker, config, now), now)
+            case Completed(worker, config, ends):
+                self._live(self._lifecycle.completed(worker, config, now, ends), now)
             case LoadFailed(worker, fault):
                 self._live(self._lifecycle.load_failed(worker, fault, now), now)
 

@@ -3,6 +3,7 @@
 waiting ──► starting ──► loading ──► ready ──► (its worker dies) ──► starting …
                 │            │                        └─ too often ──► backed-off ── later ──► starting …
                 └────────────┴── died before it was ready ────────────────┘
+completed: its worker has completed the configuration and ends, another one will load the model
 adopting: a worker of the former broker is listed by the launcher, but has not spoken to this broker yet
 """
 
@@ -32,7 +33,7 @@ _FAULT = re.compile(
     re.MULTILINE,
 )
 
-InstanceState = Literal["waiting", "starting", "loading", "adopting", "ready", "backed-off"]
+InstanceState = Literal["waiting", "starting", "completed", "loading", "adopting", "ready", "backed-off"]
 
 
 class Instance:

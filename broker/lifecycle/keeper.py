@@ -302,8 +302,8 @@ class Keeper:
                 if slot.serving is not None:
                     yield from slot.serving.instances
 
-    def completed(self, instance: Instance, config_json: str, now: float) -> None:
-        fault = self._loader.completed(instance, config_json, now)
+    def completed(self, instance: Instance, config_json: str, ends: bool, now: float) -> None:
+        fault = self._loader.completed(instance, config_json, ends, now)
         if fault is not None:
             self._failed(instance.copy, fault, now)
 
@@ -348,7 +348,7 @@ class Keeper:
                 self._roster.spawn(instance, now)
             else:
                 self._is_unavailable(copy, instance)
-        elif instance.state == "adopting":
+        elif instance.state in ("adopting", "completed"):
             instance.worker = ""
             instance.state = "waiting"
             self._loader.advance(copy, now)

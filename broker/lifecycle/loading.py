@@ -11,7 +11,7 @@ from broker.lifecycle.models import Copy, Slot
 from broker.lifecycle.roster import Roster
 from broker.repository.completion import complete
 from conch.errors import ConchError, to_fault
-from conch.messages import Configured, Fault
+from conch.messages import Configured, Drain, Fault
 
 logger = logging.getLogger("conch.broker.lifecycle")
 
@@ -56,8 +56,9 @@ class Loader:
             self.advance(copy, now)
 
     def advance(self, copy: Copy, now: float) -> None:
-        """Gives every instance that may have one a worker. Does nothing without a launcher."""
-        if not self._roster.launcher_present:
+        """Gives every instance that may have one a worker. Does nothing without a launcher, nor while the process that
+        has completed the configuration still lives: a model may use there what it can use but once."""
+        if not self._roster.launcher_present or any(instance.state == "completed" for instance in copy.own):
             return
         recalled = None if copy.is_complete else self._recall(copy)
         if recalled is not None:
@@ -71,13 +72,19 @@ class Loader:
         elif len(waiting) == len(copy.own):
             self._roster.spawn(waiting[0], now)
 
-    def completed(self, instance: Instance, config_json: str, now: float) -> Fault | None:
-        """The backend's answer: the other instances may come. Returns why the configuration is not good."""
+    def completed(self, instance: Instance, config_json: str, ends: bool, now: float) -> Fault | None:
+        """The backend's answer: the other instances may come; with ``ends`` once this worker has ended. Returns why the
+        configuration is not good."""
         copy = instance.copy
         try:
             copy.configure(complete(copy.snapshot, config_json))
         except ConchError as error:
             return to_fault(error)
+        if ends:
+            instance.state = "completed"
+            self._out.append(ToControl(instance.worker, Drain()))
+            self._roster.end(self._roster.workers[instance.worker], now, by_itself=True)
+            return None
         instance.state = "loading"
         self._out.append(ToControl(instance.worker, Configured(copy.config_json, copy.hash)))
         self.advance(copy, now)

@@ -290,11 +290,11 @@ class Lifecycle:
                 self._roster.kill(known)
         return self._take(now)
 
-    def completed(self, worker: str, config_json: str, now: float) -> list[LifecycleInstruction]:
-        """The backend completed the configuration."""
+    def completed(self, worker: str, config_json: str, now: float, ends: bool = False) -> list[LifecycleInstruction]:
+        """The backend completed the configuration. ``ends``: in a process that must not serve."""
         instance = self._roster.instance_of(worker)
         if instance is not None and instance.state == "starting":
-            self._keeper.completed(instance, config_json, now)
+            self._keeper.completed(instance, config_json, ends, now)
         return self._take(now)
 
     def ready(self, worker: str, now: float) -> list[LifecycleInstruction]:

@@ -10,7 +10,7 @@ from broker.repository.snapshot import Override
 from conch.messages import InstanceStatus, ModelEntry
 
 #: ``InstanceStatus`` knows fewer states: what has no worker yet is starting all the same
-_STATES = {"waiting": "starting", "adopting": "starting"}
+_STATES = {"waiting": "starting", "completed": "starting", "adopting": "starting"}
 
 
 def entries(models: dict[str, Model], found: Found) -> tuple[ModelEntry, ...]:

@@ -58,7 +58,8 @@ class SpawnFailed(Message, frozen=True):
 
 class Completed(Message, frozen=True):
     """Worker to broker (control): the configuration as the backend completed it, JSON. ``ends``: what the model did to
-    complete it must not be seen by the model that serves, so the worker ends instead of waiting for ``Configured``."""
+    complete it must not be seen by the model that serves, so the worker waits for ``Drain`` instead of ``Configured``,
+    and another process follows once it has ended."""
 
     worker: str
     config: str

@@ -19,19 +19,27 @@ class Interleavings(RuleBasedStateMachine):
     @initialize(
         mode=st.sampled_from(["none", "poll", "explicit", "explicit"]),
         complete=st.booleans(),
+        apart=st.booleans(),
         counts=st.tuples(st.integers(1, 3), st.integers(1, 2)),
         parallel=st.integers(1, 3),
         retries=st.integers(0, 1),
         launcher=st.booleans(),
     )
     def begin(
-        self, mode: str, complete: bool, counts: tuple[int, int], parallel: int, retries: int, launcher: bool
+        self,
+        mode: str,
+        complete: bool,
+        apart: bool,
+        counts: tuple[int, int],
+        parallel: int,
+        retries: int,
+        launcher: bool,
     ) -> None:
         self.files = 0
         self.mode = mode
         self.complete = complete
         models = [snapshot(name, count=count, complete=complete) for name, count in zip(NAMES, counts, strict=True)]
-        self.world = World(models, control_mode=mode, parallel_loads=parallel, load_retries=retries)
+        self.world = World(models, control_mode=mode, parallel_loads=parallel, load_retries=retries, completes_apart=apart)
         self.world.launcher = launcher
         self.world.start(launcher=launcher)
 

@@ -28,6 +28,44 @@ def test_instance_0_completes_then_all_load_with_the_completed_configuration() -
     assert world.machine.startup_finished
 
 
+def test_a_configuration_that_is_completed_in_a_process_of_its_own() -> None:
+    world = World([snapshot(count=2)], control_mode="none", completes_apart=True).start()
+    world.happen()
+    (completing,) = world.alive
+    world.settle()
+    assert completing.state == "dead"
+    assert [(spawn.complete, spawn.instance) for spawn in world.all_spawns] == [(True, 0), (False, 0), (False, 1)]
+    assert '"max_batch_size":4' in world.all_spawns[1].config
+    assert world.entry().state == READY and len(world.usable) == 2
+    assert [status.restarts for status in world.machine.instances()] == [0, 0]
+
+
+def test_nothing_is_loaded_before_the_process_that_has_completed_is_dead() -> None:
+    world = World([snapshot(count=2)], control_mode="none", completes_apart=True).start()
+    world.happen()
+    (completing,) = world.alive
+    while completing.state == "completing":
+        world.happen()
+    assert completing.state == "draining" and len(world.all_spawns) == 1
+    assert {status.state for status in world.machine.instances()} == {"starting"}
+    world.due.clear()  # it does not end
+    world.pass_time(6)
+    world.settle()
+    assert completing.state == "dead" and world.entry().state == READY
+
+
+def test_a_broker_restarts_while_the_process_that_has_completed_ends() -> None:
+    world = World([snapshot()], control_mode="none", completes_apart=True).start()
+    world.happen()
+    (completing,) = world.alive
+    while completing.state == "completing":
+        world.happen()
+    world.restart_broker()
+    world.settle()
+    assert world.entry().state == READY and completing.state == "dead"
+    assert [spawn.complete for spawn in world.all_spawns] == [True, True, False]
+
+
 def test_without_auto_complete_all_instances_start_at_once() -> None:
     world = World([snapshot(count=2, complete=False)], control_mode="none").start()
     world.happen()

@@ -107,7 +107,17 @@ def source_of(what: str) -> str:
 
 
 class World:
-    def __init__(self, models: Iterable[Snapshot] = (), *, control_mode: Any = "explicit", **options: Any) -> None:
+    """``completes_apart``: a process that has completed a configuration ends."""
+
+    def __init__(
+        self,
+        models: Iterable[Snapshot] = (),
+        *,
+        control_mode: Any = "explicit",
+        completes_apart: bool = False,
+        **options: Any,
+    ) -> None:
+        self.completes_apart = completes_apart
         self.now = 1000.0
         self.models: dict[str, Snapshot | Fault] = {model.name: model for model in models}
         self.options = {"control_mode": control_mode, **options}
@@ -197,7 +207,9 @@ class World:
 
         def step() -> list[LifecycleInstruction]:
             if process.state == "completing" and process.config == process.spawn.config:
-                return self.machine.completed(process.id, completed(process.config), self.now)
+                return self.machine.completed(
+                    process.id, completed(process.config), self.now, ends=self.completes_apart
+                )
             if process.state == "loading":
                 process.state = "ready"
                 return self.machine.ready(process.id, self.now)

@@ -5,15 +5,38 @@ Nothing here trusts a peer: the size is the kernel's, and each reference is chec
 
 import mmap
 import os
+from typing import Any
 
 from conch.messages import Block, Lease
 from shm.base import BadReference
+from shm.lent import Lent
+
+
+class KeptSegment:
+    """Somebody's data segment, for passing on (``shm.lent.OpenSegment``). Owns ``descriptor``, which is closed when
+    nobody refers to this any more."""
+
+    __slots__ = ("descriptor", "nbytes", "number")
+
+    def __init__(self, number: int, nbytes: int, descriptor: int) -> None:
+        self.number = number
+        self.nbytes = nbytes
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 class Mappings:
-    """Segments by number. Data segments are mapped read-only, lease pages writable. Belongs to one thread."""
+    """Segments by number. Data segments are mapped read-only, lease pages writable. Belongs to one thread, except
+    ``give_back``.
 
-    def __init__(self) -> None:
+    ``keep_descriptors``: blocks of data segments can be lent. Each segment takes up another descriptor then.
+    """
+
+    def __init__(self, keep_descriptors: bool = False) -> None:
+        self._keep_descriptors = keep_descriptors
+        self._kept: dict[int, KeptSegment] = {}
         self._maps: dict[int, mmap.mmap] = {}
         self._files: dict[int, tuple[int, int]] = {}
         self._views: dict[int, memoryview] = {}
@@ -25,6 +48,7 @@ class Mappings:
         A segment that is mapped already (a second peer may announce it) stays as it is. Raises ``BadReference`` for a
         descriptor that cannot be mapped, or for a number that already stands for another file.
         """
+        kept = False
         try:
             found = os.fstat(descriptor)
             file = (found.st_dev, found.st_ino)
@@ -34,10 +58,14 @@ class Mappings:
                 return
             access = mmap.PROT_READ | mmap.PROT_WRITE if lease_page else mmap.PROT_READ
             mapping = mmap.mmap(descriptor, found.st_size, prot=access)
+            kept = self._keep_descriptors and not lease_page
         except (OSError, ValueError, OverflowError) as error:
             raise BadReference(f"segment {segment} cannot be mapped: {error}") from error
         finally:
-            os.close(descriptor)
+            if not kept:
+                os.close(descriptor)
+        if kept:
+            self._kept[segment] = KeptSegment(segment, found.st_size, descriptor)
         self._maps[segment] = mapping
         self._files[segment] = file
         view = memoryview(mapping)
@@ -54,6 +82,7 @@ class Mappings:
         del self._files[segment]
         self._views.pop(segment, None)
         self._pages.pop(segment, None)
+        self._kept.pop(segment, None)
         try:
             mapping.close()
         except BufferError:
@@ -67,6 +96,12 @@ class Mappings:
         if view is None or offset < 0 or end < offset or end > len(view):
             raise BadReference(f"{block} does not lie in a known segment")
         return view[offset:end]
+
+    def lend(self, block: Block, hold: Any) -> Lent | None:
+        """What another process needs to read the same bytes, which stay as they are while ``hold`` is referred to. None
+        where descriptors are not kept, or for a segment that is not known."""
+        kept = self._kept.get(block.segment)
+        return None if kept is None else Lent(block, kept, hold)
 
     def give_back(self, lease: Lease) -> None:
         """Tells the worker that nobody here reads the leased block any more.

@@ -2,15 +2,21 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 
 from conch.errors import ConchError
 from conch.messages import Block
 from conch.requester.inference import InferenceResult, Outcome, RegionWindow
+from conch.requester.links import WorkerLink
+from conch.windows import READ_NBYTES, READ_RESPONSES
 
 logger = logging.getLogger("conch.requester.asked")
 
 OnAnswer = Callable[[Outcome], None]
+OnResponse = Callable[[Outcome | None, bool], None]
+#: is told of a worker, a request and how many more of its responses have been read
+SayRead = Callable[[WorkerLink, int, int], None]
 _NO_TARGETS: dict[str, RegionWindow] = {}
 
 
@@ -19,10 +25,10 @@ class Asked:
 
     __slots__ = ("_on_cancel", "block", "id", "on_answer", "regions", "targets")
 
-    def __init__(self, on_cancel: Callable[[int], None], on_answer: OnAnswer) -> None:
+    def __init__(self, on_cancel: Callable[[int], None], on_answer: OnAnswer | OnResponse) -> None:
         self._on_cancel = on_cancel
         #: None when nobody waits any more
-        self.on_answer: OnAnswer | None = on_answer
+        self.on_answer: Callable[..., None] | None = on_answer
         #: 0 while the arena grows
         self.id = 0
         self.block: Block | None = None
@@ -46,6 +52,51 @@ class Asked:
             on_answer(outcome)
         except Exception:  # others, whose answers came in the same message, must get theirs
             logger.exception("an answer could not be handed on")
+
+
+class Stream(Asked):
+    """One with any number of responses. After ``answer``, or a final response, or ``cancel`` there is no other."""
+
+    __slots__ = ("_lock", "_nbytes", "_responses", "_say_read", "decoupled")
+
+    def __init__(
+        self, on_cancel: Callable[[int], None], on_response: OnResponse, say_read: SayRead, decoupled: bool
+    ) -> None:
+        super().__init__(on_cancel, on_response)
+        self._say_read = say_read
+        self.decoupled = decoupled
+        #: what has been read and not been said yet
+        self._responses = 0
+        self._nbytes = 0
+        # of the kind that its holder may take again: a garbage collection may release results anywhere
+        self._lock = threading.RLock()
+
+    def answer(self, outcome: Outcome | None) -> None:
+        self.respond(outcome, True)
+
+    def respond(self, outcome: Outcome | None, final: bool) -> None:
+        """Raises nothing."""
+        on_response = self.on_answer
+        if on_response is None:
+            return
+        if final:
+            self.on_answer = None
+        try:
+            on_response(outcome, final)
+        except Exception:  # as in ``answer``
+            logger.exception("a response could not be handed on")
+
+    def has_read(self, link: WorkerLink, nbytes: int) -> None:
+        """Whoever asked has read a response of ``nbytes`` that came on ``link``. From any thread."""
+        with self._lock:
+            self._responses += 1
+            self._nbytes += nbytes
+            if self._responses < READ_RESPONSES and self._nbytes < READ_NBYTES:
+                return
+            responses = self._responses
+            self._responses = self._nbytes = 0
+        if self.on_answer is not None:  # otherwise the worker does not wait for it
+            self._say_read(link, self.id, responses)
 
 
 def settle(future: "asyncio.Future[InferenceResult]", outcome: Outcome) -> None:

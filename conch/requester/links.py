@@ -22,6 +22,7 @@ from conch.messages import (
     Responses,
     SegmentAdded,
     SegmentRetired,
+    Window,
     WorkerToRequester,
 )
 from shm.base import BadReference
@@ -42,27 +43,29 @@ class WorkerLink:
 
     __slots__ = ("backlog", "channel", "mappings", "worker")
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, keep_descriptors: bool) -> None:
         self.channel: SeqpacketChannel[RequesterToWorker, WorkerToRequester] = SeqpacketChannel(
             connection, WorkerToRequester
         )
-        self.mappings = Mappings()
+        self.mappings = Mappings(keep_descriptors)
         self.worker = ""
         self.backlog: deque[tuple[RequesterToWorker, int | None]] = deque()
 
 
 class Links:
-    """The listening socket and all connections. ``on_response`` gets each response with the mappings of its worker, and
-    must not raise. ``announcements`` are what each new connection is told of: the requester's own segments, and the
-    clients' memory that it has open, with their descriptors."""
+    """The listening socket and all connections. ``on_response`` gets each response with the connection that it came on,
+    and must not raise. ``announcements`` are what each new connection is told of: the requester's own segments, and
+    others' memory that it has open, with their descriptors. ``keep_descriptors``: see ``Mappings``."""
 
     def __init__(
         self,
-        on_response: Callable[[Response, Mappings], None],
+        on_response: Callable[[Response, WorkerLink], None],
         announcements: Callable[[], Iterable[tuple[SegmentAdded, int]]],
+        keep_descriptors: bool = False,
     ) -> None:
         self._on_response = on_response
         self._announcements = announcements
+        self._keep_descriptors = keep_descriptors
         self._links: dict[int, WorkerLink] = {}  # by descriptor
         self._listener: socket.socket | None = None
         self._path = Path()
@@ -112,6 +115,11 @@ class Links:
             else:
                 link.backlog.remove(unannounced)
 
+    def say_read(self, link: WorkerLink, id: int, responses: int) -> None:
+        """So many more responses of the request have been read by whoever asked."""
+        if self._links.get(link.channel.fileno()) is link:
+            self._send(link, Window(id, responses), None)
+
     # ------------------------------------------------------------------------------------------------------ inside
 
     def _accept(self) -> None:
@@ -125,7 +133,7 @@ class Links:
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(_ACCEPT_PAUSE_S, self._resume_accepting)
                 return
-            link = WorkerLink(connection)
+            link = WorkerLink(connection, self._keep_descriptors)
             descriptor = link.channel.fileno()
             self._links[descriptor] = link
             self._loop.add_reader(descriptor, self._read_on, link)
@@ -153,7 +161,7 @@ class Links:
             message, descriptor = received
             if isinstance(message, Responses) and descriptor is None and link.worker:
                 for response in message.items:
-                    self._on_response(response, link.mappings)
+                    self._on_response(response, link)
             else:
                 self._handle(link, message, descriptor)
         except ChannelClosed:

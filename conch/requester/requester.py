@@ -5,8 +5,10 @@ carries it out.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +16,7 @@ from typing import Any, overload
 
 import msgspec
 
-from conch.errors import Internal, Overloaded, from_fault
+from conch.errors import Overloaded, from_fault
 from conch.messages import (
     Answer,
     AskStatistics,
@@ -44,14 +46,15 @@ from conch.messages import (
     Welcome,
 )
 from conch.process import set_logging
-from conch.requester.asked import Asked, OnAnswer, cancel_with, settle
+from conch.requester.asked import Asked, OnAnswer, OnResponse, Stream, cancel_with, settle
 from conch.requester.broker_calls import NOT_SENDABLE, BrokerCalls
 from conch.requester.broker_link import BrokerLink
 from conch.requester.broker_socket import BrokerSocket
 from conch.requester.calls import Call, Order
 from conch.requester.cuda_check import CudaCheck
-from conch.requester.inference import InferenceCall, InferenceResult, Outcome
-from conch.requester.links import Links
+from conch.requester.delivery import deliver
+from conch.requester.inference import InferenceCall, InferenceResult
+from conch.requester.links import Links, WorkerLink
 from conch.requester.models import ModelTableView, ReadyModel
 from conch.requester.pending import (
     CLOSING,
@@ -67,12 +70,10 @@ from conch.requester.pending import (
 )
 from conch.requester.region_memory import RegionMemory, output_targets, reference
 from conch.requester.regions import RegionTableView
-from conch.requester.results import make_result
 from conch.requester.validation import Checked, validate
 from conch.run_dir import RunDir, new_peer_id
 from shm.arena import Arena
-from shm.base import ArenaFull, BadReference
-from shm.mapping import Mappings
+from shm.base import ArenaFull
 from shm.segment import Segment
 
 logger = logging.getLogger("conch.requester.requester")
@@ -122,6 +123,7 @@ class Requester:
         self._data: BrokerLink
         self._broker: BrokerSocket[ToRequester]
         self._loop: asyncio.AbstractEventLoop
+        self._thread: int
         self._growth_lock: asyncio.Lock
 
     # --------------------------------------------------------------------------------------------------- life time
@@ -129,6 +131,7 @@ class Requester:
     async def start(self) -> None:
         """Listens for workers and connects to the broker. Returns without waiting for one. Raises ``OSError``."""
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._growth_lock = asyncio.Lock()
         self._links.open(self._run_dir.requester_socket(self.id))
         await self._loop.run_in_executor(None, self._arena.grow, 1)
@@ -183,17 +186,31 @@ class Requester:
         Raises ``ClientError`` (invalid request) and ``Unavailable`` (too much in flight, closed) at once. Otherwise
         ``on_answer`` gets the result, or an exception out of ``conch.errors``, later and never from inside ``ask``; it
         is called where the answer arrives, not in a turn of the loop of its own. Whoever gets a result must ``release``
-        it. ``cancel`` on what this returns tells the broker that nobody waits any more.
+        it. ``cancel`` on what this returns tells the broker that nobody waits any more. Of a decoupled model's
+        responses only the last is given: ``stream`` is for those.
 
         Where the arena has to grow, the inputs are copied a little later: they must stay as they are until there is an
         answer.
         """
+        return self._start(model, call, Asked(self._cancelled, on_answer))
+
+    def stream(self, model: ReadyModel, call: InferenceCall, on_response: OnResponse) -> Asked:
+        """``ask`` for any number of responses; a model that is not decoupled gives one.
+
+        ``on_response`` gets each response in order, and whether it was the last: a result, an error (also one after
+        which more follow), or None for a last one that holds nothing. An error without a response, for instance of a
+        worker that died, is the last. Nothing comes after the last one, nor after ``cancel``.
+
+        Every result is lent until it is released, even a small one: the model waits when too many are not.
+        """
+        return self._start(model, call, Stream(self._cancelled, on_response, self._say_read, model.decoupled))
+
+    def _start(self, model: ReadyModel, call: InferenceCall, asked: Asked) -> Asked:
         checked = validate(model, call)
         self._pending.check_capacity()
         nbytes = 0
         for tensor in call.inputs:
             nbytes += (len(tensor.data) + 63) & -64
-        asked = Asked(self._cancelled, on_answer)
         if checked.in_regions or call.targets:
             asked.regions = self._region_memory.take(call)
             asked.targets = call.targets
@@ -296,8 +313,8 @@ class Requester:
     def _cancelled(self, id: int) -> None:
         self._carry_out(self._pending.abandon(id))
 
-    def _carry_out(self, instructions: list[Instruction], mappings: Mappings | None = None) -> None:
-        """``mappings`` are those of the worker whose response this is about."""
+    def _carry_out(self, instructions: list[Instruction], link: WorkerLink | None = None) -> None:
+        """``link`` is that of the worker whose response this is about."""
         for instruction in instructions:
             match instruction:
                 case Send():
@@ -310,13 +327,13 @@ class Requester:
                 case FreeInputs():
                     self._free_inputs(instruction.entry.owner)
                 case Deliver():
-                    assert mappings is not None
-                    self._deliver(instruction.entry, instruction.response, mappings)
+                    assert link is not None
+                    deliver(instruction.entry, instruction.response, link)
                 case Fail():
                     instruction.entry.owner.answer(from_fault(instruction.fault))
                 case GiveBack():
-                    assert mappings is not None
-                    mappings.give_back(instruction.lease)
+                    assert link is not None
+                    link.mappings.give_back(instruction.lease)
 
     def _free_inputs(self, asked: Asked) -> None:
         assert asked.block is not None
@@ -324,33 +341,21 @@ class Requester:
         if asked.regions:
             self._region_memory.release(asked.regions)
 
-    def _on_response(self, response: Response, mappings: Mappings) -> None:
+    def _on_response(self, response: Response, link: WorkerLink) -> None:
         entry = self._pending.finish(response)
         if entry is None:
-            self._carry_out(self._pending.response(response), mappings)
+            self._carry_out(self._pending.response(response), link)
         else:
             self._free_inputs(entry.owner)
-            self._deliver(entry, response, mappings)
+            deliver(entry, response, link)
 
-    def _deliver(self, entry: Entry, response: Response, mappings: Mappings) -> None:
-        asked: Asked = entry.owner
-        outcome: Outcome
-        if not response.final or response.error is not None or asked.on_answer is None:
-            # None: cancelled a moment ago. Not final: only streams read those, and nothing asks for a stream yet.
-            if response.lease is not None:
-                mappings.give_back(response.lease)
-            if not response.final or response.error is None:
-                return
-            outcome = from_fault(response.error)
-        else:
-            try:
-                outcome = make_result(entry.request, response, mappings, asked.targets)
-            except BadReference as error:
-                logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
-                if response.lease is not None:
-                    mappings.give_back(response.lease)
-                outcome = Internal(f"model '{entry.request.model}' gave an unusable answer")
-        asked.answer(outcome)
+    def _say_read(self, link: WorkerLink, id: int, responses: int) -> None:
+        """From any thread: whoever has read a result may have handed it to another one."""
+        if threading.get_ident() == self._thread:
+            self._links.say_read(link, id, responses)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended: so have the streams
+            self._loop.call_soon_threadsafe(self._links.say_read, link, id, responses)
 
     # ---------------------------------------------------------------------------------------------------- the broker
 

@@ -1,5 +1,6 @@
 """Makes a worker's response into a result: copied where it is small, lent where it is large."""
 
+from collections.abc import Callable
 from functools import partial
 
 from conch.messages import Block, ClientRegion, Request, Response, TensorDescription
@@ -12,10 +13,15 @@ COPY_LIMIT_NBYTES = 64 * 1024
 
 
 def make_result(
-    request: Request, response: Response, mappings: Mappings, targets: dict[str, RegionWindow]
+    request: Request,
+    response: Response,
+    mappings: Mappings,
+    targets: dict[str, RegionWindow],
+    on_read: Callable[[int], None] | None = None,
 ) -> InferenceResult:
     """The answer to ``request``, with the mappings of the worker that gave it. ``targets``: outputs that were to be
-    written to a client's memory. Raises ``BadReference``; the lease has not been given back then."""
+    written to a client's memory. ``on_read`` gets the outputs' bytes when the result is released, which is lent until
+    then even if it was copied. Raises ``BadReference``; the lease has not been given back then."""
     descriptions = response.outputs
     total_nbytes = 0
     for description in descriptions:
@@ -34,13 +40,21 @@ def make_result(
         if copies:
             data = bytes(data)
         outputs.append(OutputTensor(description.name, description.datatype, description.shape, data))
-    give_back = None
+    give_back: Callable[[], None] | None = None
     if lease is not None:
         if copies:
             mappings.give_back(lease)
         else:
             give_back = partial(mappings.give_back, lease)
+    if on_read is not None:
+        give_back = partial(_read, on_read, total_nbytes, give_back)
     return InferenceResult(request.model, request.version, request.client_id, response.parameters, outputs, give_back)
+
+
+def _read(on_read: Callable[[int], None], nbytes: int, give_back: Callable[[], None] | None) -> None:
+    if give_back is not None:
+        give_back()
+    on_read(nbytes)
 
 
 def _written(description: TensorDescription, target: RegionWindow) -> OutputTensor:

@@ -39,6 +39,8 @@ from conch.messages import (
     Answer,
     Batch,
     Cancel,
+    Checked,
+    Closed,
     Completed,
     Died,
     Done,
@@ -188,7 +190,7 @@ class Exchange:
             case Spawned() | SpawnFailed() | Died():
                 if self._peers.launcher is not None and self._peers.launcher[0] == peer:
                     self._from_launcher(message, now)
-            case Completed() | LoadFailed():
+            case Completed() | LoadFailed() | Checked():
                 if self._peers.worker_sockets.get(peer) == message.worker:
                     self._from_worker(message, now)
             case _ if peer not in self._peers.requesters and peer not in self._peers.observers:
@@ -203,19 +205,21 @@ class Exchange:
         """``receive`` raised something for this message: whoever called gets an answer all the same."""
         self._calls.failed(peer, message)
 
-    def receive_data(self, name: str, message: Request | Done | Cancel | Ready, now: float) -> None:
+    def receive_data(self, name: str, message: Request | Done | Closed | Cancel | Ready, now: float) -> None:
         """A message on the data connection of this requester or worker. ``flush`` afterwards.
 
         Before the HELLO of a requester is given to ``receive``, everything that it sent on this connection has to be
         given here: it awaits that.
         """
-        if isinstance(message, (Done, Ready)):
+        if isinstance(message, (Done, Closed, Ready)):
             if name not in self._peers.workers:
                 return
             if isinstance(message, Done):
                 self._dispatcher.done(name, message, now)
+            elif isinstance(message, Closed):
+                self._dispatcher.closed(name, message, now)
             else:
-                self._live(self._lifecycle.ready(name, now), now)
+                self._live(self._lifecycle.ready(name, now, message.checks), now)
             return
         peer = name.encode()
         if peer not in self._peers.requesters:
@@ -327,12 +331,14 @@ class Exchange:
                 )
                 self._live(lives, now)
 
-    def _from_worker(self, message: Completed | LoadFailed, now: float) -> None:
+    def _from_worker(self, message: Completed | LoadFailed | Checked, now: float) -> None:
         match message:
             case Completed(worker, config, ends):
                 self._live(self._lifecycle.completed(worker, config, now, ends), now)
             case LoadFailed(worker, fault):
                 self._live(self._lifecycle.load_failed(worker, fault, now), now)
+            case Checked(worker, number, ready):
+                self._live(self._lifecycle.checked(worker, number, ready, now), now)
 
     def _welcome(self, peer: bytes, with_settings: bool = True) -> None:
         self._outbox.tell(peer, Welcome(PROTOCOL_VERSION, self.epoch))

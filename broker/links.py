@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.data import DataChannel
 from conch.channels.seqpacket import listen
-from conch.messages import PROTOCOL_VERSION, Batch, Cancel, DataLink, Done, Ready, Request, ToBrokerData
+from conch.messages import PROTOCOL_VERSION, Batch, Cancel, Closed, DataLink, Done, Ready, Request, ToBrokerData
 from conch.run_dir import RunDir
 
 logger = logging.getLogger("conch.broker.links")
@@ -47,7 +47,7 @@ class DataLinks:
         except ChannelClosed:
             return False  # what it had sent is still to be received
 
-    def receive(self, descriptor: int) -> Iterator[tuple[str, Request | Done | Cancel | Ready]]:
+    def receive(self, descriptor: int) -> Iterator[tuple[str, Request | Done | Closed | Cancel | Ready]]:
         """What has come from the peer behind a descriptor that ``poll`` reported, with the peer's id; nothing for a
         descriptor that is not one of these."""
         if descriptor == self._listener.fileno():

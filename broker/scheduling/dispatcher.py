@@ -8,18 +8,19 @@ import logging
 from collections.abc import Iterable
 from math import inf
 
-from broker.instructions import Instruction, ToControl, ToData, ToPeer
+from broker.instructions import Instruction, ToControl, ToPeer
+from broker.scheduling.batches import ALONE_S, Batches
+from broker.scheduling.finishing import finish_open, finish_partly
 from broker.scheduling.job import GONE, QUEUED, RUNNING, Job
 from broker.scheduling.queues import QUEUE_FULL, TIMED_OUT
 from broker.scheduling.recovery import ModelKey, Recovery
 from broker.scheduling.requesters import Requesters
-from broker.scheduling.workers import FAST_EXECUTION_S, BatchKey, ModelSlot, WorkerSlot
+from broker.scheduling.workers import BatchKey, ModelSlot, WorkerSlot
 from broker.statistics import BACKEND, CANCELED, REJECTED, StatisticsKeeper
 from conch.messages import (
     Awaited,
-    Batch,
     Cancel,
-    Dispatch,
+    Closed,
     Done,
     Drain,
     Fault,
@@ -36,7 +37,6 @@ logger = logging.getLogger("conch.broker.dispatcher")
 
 #: a worker that could not be reached is tried again after this: it is connecting, or its death is on its way to us
 UNREACHABLE_S = 0.02
-_UNDELIVERED = Fault("Unavailable", "the answer could not be delivered")
 
 
 class Dispatcher:
@@ -56,10 +56,10 @@ class Dispatcher:
         self._dirty: dict[ModelSlot, None] = {}
         #: models whose queue has a timer
         self._timed: set[ModelSlot] = set()
-        self._unreachable: set[WorkerSlot] = set()
+        self._paused: set[WorkerSlot] = set()
         self._starting = True
-        self._last_batch = 0
         self._out = self._requesters.out
+        self._batches = Batches(epoch, self._out)
 
     # -------------------------------------------------------------------------------------------------- models
 
@@ -143,9 +143,12 @@ class Dispatcher:
         job = Job(running.requester, None, running.id, running.attempt, now)
         job.state = RUNNING
         job.worker = worker
-        worker.batches.setdefault((running.epoch, running.batch), []).append(job)
+        if running.batch:
+            worker.batches.setdefault((running.epoch, running.batch), []).append(job)
+        else:
+            worker.open[running.requester, running.id, running.attempt] = job
         worker.model.running += 1
-        worker.alone |= running.attempt > 1
+        worker.alone |= running.attempt > 1 and running.batch > 0
         jobs = self._requesters.jobs.setdefault(running.requester, {})
         if running.id in jobs:
             logger.error("worker %s runs a request that is already known", worker.name)
@@ -156,16 +159,16 @@ class Dispatcher:
             self._cancel_running(job)
 
     def worker_ready(self, worker: str, model: str, version: int) -> None:
-        """It takes batches from now on. Repeating it is harmless, and ends its being unreachable."""
+        """It takes batches from now on. Repeating it is harmless, and ends its pause."""
         slot = self._worker(worker, model, version)
         home = self._model(model, version)
-        if slot.model is not home and not slot.batches:  # the version was removed and loaded again meanwhile
+        if slot.model is not home and slot.holds_nothing:  # the version was removed and loaded again meanwhile
             slot.leave()
             slot.model.workers.pop(worker, None)
             slot.model = home
             home.workers[worker] = slot
         slot.ready = True
-        self._reachable(slot)
+        self._resume(slot)
 
     def worker_draining(self, worker: str) -> None:
         """It gets no more batches, and ``Drain`` as soon as it holds nothing."""
@@ -176,7 +179,7 @@ class Dispatcher:
     def _drain_worker(self, worker: WorkerSlot) -> None:
         worker.draining = True
         worker.settle()
-        if not worker.batches and not worker.drain_sent:
+        if worker.holds_nothing and not worker.drain_sent:
             worker.drain_sent = True
             self._out.append(ToControl(worker.name, Drain()))
 
@@ -190,13 +193,14 @@ class Dispatcher:
             slot.ready = False
             slot.leave()
             slot.model.workers.pop(worker, None)
-            self._unreachable.discard(slot)
+            self._paused.discard(slot)
             self._dirty[slot.model] = None
             jobs = list(slot.jobs())
             retrying = any(job.attempt > 1 for job in jobs)
             cut = memory_fault and any(job.uses_client_memory for job in jobs)
             slot.model.running -= len(jobs)
             slot.batches.clear()
+            slot.open.clear()
             if retrying and len(jobs) == 1 and not jobs[0].cancelled:
                 slot.model.statistics.fail(BACKEND, jobs[0].enqueued, now)
             self._requesters.lose(worker, jobs, len(jobs) == 1, cause)
@@ -216,17 +220,21 @@ class Dispatcher:
             model.retries.appendleft(jobs[0])
         else:
             model.queue.push_back(jobs)
-        slot.unreachable_until = now + UNREACHABLE_S
+        self._pause(slot, now + UNREACHABLE_S)
         if slot.draining:
             self._drain_worker(slot)
         else:
             slot.settle()
-        self._unreachable.add(slot)
         self._dirty[model] = None
 
-    def _reachable(self, worker: WorkerSlot) -> None:
-        worker.unreachable_until = 0.0
-        self._unreachable.discard(worker)
+    def _pause(self, worker: WorkerSlot, until: float) -> None:
+        """It takes no batch before."""
+        worker.paused_until = until
+        self._paused.add(worker)
+
+    def _resume(self, worker: WorkerSlot) -> None:
+        worker.paused_until = 0.0
+        self._paused.discard(worker)
         worker.settle()
         self._dirty[worker.model] = None
 
@@ -242,10 +250,13 @@ class Dispatcher:
         self._settle_missing()
 
     def requester_gone(self, requester: str) -> None:
-        """It is dead: its queued requests vanish, nobody is told about the others, its leases can be reclaimed."""
+        """It is dead: its queued requests vanish, the others are cancelled where they run, and nobody is told about any
+        of them; its leases can be reclaimed."""
         for job in self._requesters.forget(requester):
             if job.state == QUEUED:
                 self._unqueue(job)
+            elif not job.cancelled:
+                self._cancel_running(job)
         self._recovery.forget(requester)
         for worker in self._workers:
             self._out.append(ToControl(worker, Forget(requester)))
@@ -269,7 +280,7 @@ class Dispatcher:
             model = self._model(request.model, request.version)
         job = Job(requester, request, id, request.attempt, now)
         if request.attempt > 1:
-            if model.closing is not None and all(worker.draining for worker in model.workers.values()):
+            if model.closing is not None and model.has_only_draining:
                 self._reject(job, model.closing, now)
                 return
             model.retries.append(job)
@@ -314,8 +325,12 @@ class Dispatcher:
         model = slot.model
         model.running -= len(jobs)
         slot.executions += 1
-        if done.failed or done.undelivered:
-            self._finish_partly(slot, jobs, done, now)
+        if done.failed or done.undelivered or done.open or done.again:
+            again = finish_partly(self._requesters, slot, jobs, done, now)
+            if again:
+                self._run_again(again, model, now)
+            if slot.open and jobs[0].attempt > 1:
+                self._pause(slot, now + ALONE_S)
         else:
             units, enqueued_sum = self._requesters.finish(jobs)
             model.statistics.executed(done, len(jobs), units, enqueued_sum, units)
@@ -327,19 +342,33 @@ class Dispatcher:
         if model.queue.live or model.retries or model.closing is not None:
             self._dirty[model] = None
 
-    def _finish_partly(self, worker: WorkerSlot, jobs: list[Job], done: Done, now: float) -> None:
-        """The slow way of ``done``: some failed, some did not reach their requester."""
-        statistics = worker.model.statistics
-        failed = [jobs[position] for position in done.failed]
-        undelivered = [jobs[position] for position in done.undelivered]
-        succeeded = [job for job in jobs if job not in failed and job not in undelivered]
-        for job in failed:
-            if job not in undelivered:
-                statistics.fail(BACKEND, job.enqueued, now)
-        units, enqueued_sum = self._requesters.finish(succeeded)
-        self._requesters.finish([job for job in failed if job not in undelivered])
-        statistics.executed(done, len(succeeded), sum(job.size for job in jobs), enqueued_sum, units)
-        self._requesters.lose(worker.name, undelivered, len(jobs) == 1 and not worker.batches, _UNDELIVERED)
+    def closed(self, worker: str, closed: Closed, now: float) -> None:
+        """A request that was open after its batch has ended."""
+        slot = self._workers.get(worker)
+        if slot is None or not finish_open(self._requesters, slot, closed, now):
+            logger.error("worker %s closes request %s, which it does not hold open", worker, closed.id)
+        elif slot.draining:
+            self._drain_worker(slot)
+        elif slot.holds_nothing:
+            self._resume(slot)
+
+    def _run_again(self, jobs: list[Job], model: ModelSlot, now: float) -> None:
+        """To the end of the queue, as new requests, but whatever its bound: the model goes on with them."""
+        home = self._models.get((model.name, model.version))
+        for former in jobs:
+            job = Job(former.requester, former.request, former.id, former.attempt, now)
+            if home is None:
+                self._requesters.reject(job, not_ready(model.name, model.version))
+                continue
+            if home.closing is not None and home.has_only_draining:
+                self._reject(job, home.closing, now)
+                continue
+            self._requesters.jobs[job.requester][job.id] = job
+            if job.attempt > 1:
+                home.retries.append(job)
+            else:
+                home.queue.push(job, bounded=False)
+            self._dirty[home] = None
 
     def _reject(self, job: Job, fault: Fault, now: float) -> None:
         """``job``, which has left its queue or never entered it, counts as failed and will not run."""
@@ -370,11 +399,11 @@ class Dispatcher:
 
     def dispatch(self, now: float) -> list[Instruction]:
         """Forms the batches that can leave now. Returns everything that is to be sent since the last call, in order."""
-        if self._unreachable:
-            for worker in [worker for worker in self._unreachable if worker.unreachable_until <= now]:
-                self._reachable(worker)
+        if self._paused:
+            for worker in [worker for worker in self._paused if worker.paused_until <= now]:
+                self._resume(worker)
         if self._timed:
-            for model in [model for model in self._timed if model.queue.next_wakeup() <= now]:
+            for model in [model for model in self._timed if model.next_wakeup() <= now]:
                 for job in model.queue.expire(now):
                     self._reject(job, TIMED_OUT, now)
                 self._dirty[model] = None
@@ -392,37 +421,16 @@ class Dispatcher:
         """When ``dispatch`` is to be called if nothing happens before."""
         wakeup = inf
         for model in self._timed:
-            wakeup = min(wakeup, model.queue.next_wakeup())
-        for worker in self._unreachable:
-            wakeup = min(wakeup, worker.unreachable_until)
+            wakeup = min(wakeup, model.next_wakeup())
+        for worker in self._paused:
+            wakeup = min(wakeup, worker.paused_until)
         return None if wakeup == inf else wakeup
 
     def _fill(self, model: ModelSlot, now: float) -> None:
-        queue = model.queue
-        idle = model.idle
-        retries = model.retries
-        expired: list[Job] = []
-        while retries and idle:
-            job = retries.popleft()
-            if job.expires <= now:
-                expired.append(job)
-            else:
-                self._send(idle.popleft(), [job], model)
-        while idle:
-            jobs = queue.take(now, False, expired)
-            if jobs is None:
-                break
-            self._send(idle.popleft(), jobs, model)
-        if model.partial and queue.live and not retries and model.execution_s < FAST_EXECUTION_S:
-            while model.partial:
-                jobs = queue.take(now, True, expired)
-                if jobs is None:
-                    break
-                self._send(model.partial.popleft(), jobs, model)
-        for job in expired:
+        for job in self._batches.form(model, now):
             self._reject(job, TIMED_OUT, now)
-        if queue.timed:
-            if queue.next_wakeup() < inf:
+        if model.queue.timed or self._timed or model.retry_at < inf:
+            if model.next_wakeup() < inf:
                 self._timed.add(model)
             else:
                 self._timed.discard(model)
@@ -430,24 +438,6 @@ class Dispatcher:
             for worker in list(model.workers.values()):
                 if worker.ready and not worker.draining:
                     self._drain_worker(worker)
-
-    def _send(self, worker: WorkerSlot, jobs: list[Job], model: ModelSlot) -> None:
-        worker.place = None
-        self._last_batch = number = self._last_batch + 1
-        items = []
-        for job in jobs:
-            job.state = RUNNING
-            job.worker = worker
-            assert job.request is not None
-            items.append(Dispatch(job.requester, job.request))
-        worker.batches[number] = jobs
-        model.running += len(jobs)
-        if jobs[0].attempt > 1:
-            worker.alone = True
-        elif len(worker.batches) == 1 and model.queue.closes_early:
-            worker.place = model.partial
-            model.partial.append(worker)
-        self._out.append(ToData(worker.name, Batch(self._epoch, number, tuple(items))))
 
     # ------------------------------------------------------------------------------------------------- reports
 
@@ -467,7 +457,7 @@ class Dispatcher:
     def work_of(self, worker: str) -> tuple[bool, int]:
         """Whether it holds something, and how many batches it has done for this broker."""
         slot = self._workers.get(worker)
-        return (False, 0) if slot is None else (bool(slot.batches), slot.executions)
+        return (False, 0) if slot is None else (not slot.holds_nothing, slot.executions)
 
     def inflight_of(self, requester: str) -> int:
         return len(self._requesters.jobs.get(requester, ()))

@@ -90,8 +90,8 @@ class ModelQueue:
         self.held_until = 0.0
         self.held_units = 0
 
-    def push(self, job: Job) -> bool:
-        """False if the queue is full."""
+    def push(self, job: Job, bounded: bool = True) -> bool:
+        """False if the queue is full, unless ``bounded`` is False: the job was admitted before and comes again."""
         request = job.request
         assert request is not None
         if self._simple:
@@ -99,7 +99,7 @@ class ModelQueue:
         else:
             known = 1 <= request.priority <= len(self.levels)
             level = self.levels[(request.priority if known else self.default_level) - 1]
-        if level.live >= level.max_size or self.live >= MAX_QUEUED:
+        if bounded and (level.live >= level.max_size or self.live >= MAX_QUEUED):
             return False
         level.live += 1
         if level.timeout_s:

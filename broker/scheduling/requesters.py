@@ -5,7 +5,7 @@ from broker.scheduling.job import GONE, Job
 from broker.scheduling.recovery import Missing
 from conch.messages import Fault, Lost, Rejected, Retired
 
-_LOST_BY_RESTART = Fault("Unavailable", "the request was lost when a part of the server was restarted")
+LOST_BY_RESTART = Fault("Unavailable", "the request was lost when a part of the server was restarted")
 
 
 class Requesters:
@@ -102,7 +102,7 @@ class Requesters:
             number = self._next_loss()
             for item in items:
                 self._told[requester, item.id, item.attempt] = number
-            self.out.append(ToPeer(requester, Lost("", ids, False, _LOST_BY_RESTART, attempts, number)))
+            self.out.append(ToPeer(requester, Lost("", ids, False, LOST_BY_RESTART, attempts, number)))
 
     def _next_loss(self) -> int:
         self._last_loss += 1

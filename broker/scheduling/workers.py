@@ -10,32 +10,33 @@ from broker.statistics import StatisticsKeeper
 from conch.messages import Fault
 from conch.model_config import ModelConfig
 
-#: a worker gets a second batch only if a batch takes less than this: then waiting for ``Done`` and the next batch costs
-#: a noticeable part of its time, and little is bound to it too early
-FAST_EXECUTION_S = 0.001
 #: weight of the newest execution in the running mean
 _NEWEST = 0.1
+#: an open request: requester, id, attempt
+OpenKey = tuple[str, int, int]
 #: a batch: its number in this epoch, or (epoch, number) of a former one
 BatchKey = int | tuple[int, int]
 
 
 class WorkerSlot:
-    """One worker. ``batches`` holds what it was given and has not reported done, in order.
+    """One worker. ``batches`` holds what it was given and has not reported done, in order; ``open`` the requests that
+    it goes on answering after their batch, which take no credit.
 
-    It lies in its model's ``idle`` (holds nothing) or ``partial`` (holds one batch, may perhaps take another), or in
-    neither: not ready, draining, full, unreachable for the moment, or holding a request that must be alone.
+    It lies in its model's ``idle`` (holds no batch) or ``partial`` (holds one batch, may perhaps take another), or in
+    neither: not ready, draining, full, paused for the moment, or holding a batch that must be alone.
     """
 
     __slots__ = (
         "name",
         "model",
         "batches",
+        "open",
         "ready",
         "draining",
         "drain_sent",
         "alone",
         "place",
-        "unreachable_until",
+        "paused_until",
         "executions",
     )
 
@@ -43,17 +44,23 @@ class WorkerSlot:
         self.name = name
         self.model = model
         self.batches: dict[BatchKey, list[Job]] = {}
+        self.open: dict[OpenKey, Job] = {}
         self.ready = False
         self.draining = False
         self.drain_sent = False
         self.alone = False
         self.place: deque[WorkerSlot] | None = None
-        self.unreachable_until = 0.0
+        self.paused_until = 0.0
         self.executions = 0
 
     def jobs(self) -> Iterator[Job]:
         for jobs in self.batches.values():
             yield from jobs
+        yield from self.open.values()
+
+    @property
+    def holds_nothing(self) -> bool:
+        return not self.batches and not self.open
 
     def leave(self) -> None:
         if self.place is not None:
@@ -63,7 +70,7 @@ class WorkerSlot:
     def settle(self) -> None:
         """Takes the place that fits what it holds, behind those that were free earlier."""
         self.leave()
-        if not self.ready or self.draining or self.unreachable_until:
+        if not self.ready or self.draining or self.paused_until:
             return
         if not self.batches:
             self.alone = False
@@ -78,7 +85,8 @@ class ModelSlot:
     """One model version: its queue, its workers, its statistics.
 
     ``known`` is False while requests are kept for a model that a restarted broker has not taken over yet. ``closing``
-    is what new requests are rejected with once the version is being unloaded.
+    is what new requests are rejected with once the version is being unloaded. ``asks``: a request that it ran has asked
+    a model.
     """
 
     __slots__ = (
@@ -86,8 +94,10 @@ class ModelSlot:
         "version",
         "known",
         "closing",
+        "asks",
         "queue",
         "retries",
+        "retry_at",
         "workers",
         "idle",
         "partial",
@@ -101,9 +111,12 @@ class ModelSlot:
         self.version = version
         self.known = False
         self.closing: Fault | None = None
+        self.asks = False
         self.queue = ModelQueue(None)
         #: attempt > 1: ahead of the queue, each a batch of its own on a worker that holds nothing else
         self.retries: deque[Job] = deque()
+        #: until when the first of them waits for a worker without open requests
+        self.retry_at = inf
         self.workers: dict[str, WorkerSlot] = {}
         self.idle: deque[WorkerSlot] = deque()
         self.partial: deque[WorkerSlot] = deque()
@@ -128,8 +141,16 @@ class ModelSlot:
         else:
             self.execution_s += _NEWEST * (execution_s - self.execution_s)
 
+    def next_wakeup(self) -> float:
+        """When there may be something to do without a new event; ``inf`` for never."""
+        return min(self.queue.next_wakeup(), self.retry_at)
+
     def queued_jobs(self) -> list[Job]:
         return [job for job in self.retries if job.state == QUEUED] + list(self.queue)
+
+    @property
+    def has_only_draining(self) -> bool:
+        return all(worker.draining for worker in self.workers.values())
 
     @property
     def queued(self) -> int:

@@ -49,7 +49,8 @@ class ObserverHello(Message, frozen=True):
 
 
 class Running(Record, frozen=True):
-    """A request that a worker holds, and the batch it came in: all requests of a batch are listed, in its order."""
+    """A request that a worker holds, and the batch it came in: all requests of a batch are listed, in its order.
+    ``batch`` 0: it is open, see ``Closed``; its batch is over."""
 
     requester: str
     id: int

@@ -13,6 +13,7 @@ from conch.messages import (
     Done,
     Drain,
     Fault,
+    Forget,
     Lost,
     OutputTarget,
     Rejected,
@@ -206,8 +207,7 @@ def test_a_dead_requester_is_told_nothing() -> None:
     bench = Bench()
     batch = only_batch(bench.submit(1, 2))
     bench.dispatcher.requester_gone("r")
-    [forget] = bench.dispatch()
-    assert forget.worker == "w0" and forget.message.requester == "r"
+    assert bench.dispatch() == [ToControl("w0", Cancel("r", 1)), ToControl("w0", Forget("r"))]
     assert bench.done("w0", batch) == []
     assert bench.dispatcher.is_idle
 

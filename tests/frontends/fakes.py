@@ -35,6 +35,7 @@ from conch.messages import (
     TensorDescription,
     ToBroker,
     Welcome,
+    Window,
     WorkerToRequester,
 )
 from conch.run_dir import RunDir, new_peer_id
@@ -160,6 +161,7 @@ class FakeWorker:
         self.memory.arena.on_segment_added = lambda segment: self._announce()
         self.inputs = Mappings()
         self.retired: list[int] = []
+        self.windows: list[Window] = []
         self._announced: set[int] = set()
         self.channel: SeqpacketChannel[WorkerToRequester, RequesterToWorker] = SeqpacketChannel(
             connect(RunDir(run_dir).requester_socket(requester)), RequesterToWorker
@@ -184,6 +186,8 @@ class FakeWorker:
             elif isinstance(message, SegmentRetired):
                 self.inputs.remove(message.segment)
                 self.retired.append(message.segment)
+            else:
+                self.windows.append(message)
 
     async def inputs_of(self, request: Request) -> dict[str, bytes]:
         """Waits until the requester has accepted the connection and announced what the request refers to."""

@@ -35,7 +35,7 @@ class Mappings:
     """
 
     def __init__(self, keep_descriptors: bool = False) -> None:
-        self._keep_descriptors = keep_descriptors
+        self.keeps_descriptors = keep_descriptors
         self._kept: dict[int, KeptSegment] = {}
         self._maps: dict[int, mmap.mmap] = {}
         self._files: dict[int, tuple[int, int]] = {}
@@ -58,7 +58,7 @@ class Mappings:
                 return
             access = mmap.PROT_READ | mmap.PROT_WRITE if lease_page else mmap.PROT_READ
             mapping = mmap.mmap(descriptor, found.st_size, prot=access)
-            kept = self._keep_descriptors and not lease_page
+            kept = self.keeps_descriptors and not lease_page
         except (OSError, ValueError, OverflowError) as error:
             raise BadReference(f"segment {segment} cannot be mapped: {error}") from error
         finally:

@@ -10,6 +10,7 @@ from conch.messages import Block
 from conch.requester.inference import InferenceResult, Outcome, RegionWindow
 from conch.requester.links import WorkerLink
 from conch.windows import READ_NBYTES, READ_RESPONSES
+from shm.lent import Lent
 
 logger = logging.getLogger("conch.requester.asked")
 
@@ -23,7 +24,7 @@ _NO_TARGETS: dict[str, RegionWindow] = {}
 class Asked:
     """What ``on_answer`` gets, it gets once, and nothing after ``cancel``."""
 
-    __slots__ = ("_on_cancel", "block", "id", "on_answer", "regions", "targets")
+    __slots__ = ("_on_cancel", "block", "id", "lent", "on_answer", "regions", "targets")
 
     def __init__(self, on_cancel: Callable[[int], None], on_answer: OnAnswer | OnResponse) -> None:
         self._on_cancel = on_cancel
@@ -35,6 +36,8 @@ class Asked:
         #: numbers of the clients' regions that it uses, and what the client wants written to them
         self.regions: tuple[int, ...] = ()
         self.targets: dict[str, RegionWindow] = _NO_TARGETS
+        #: others' memory that its inputs lie in
+        self.lent: tuple[Lent, ...] = ()
 
     def cancel(self) -> None:
         """Does nothing once there is an answer."""

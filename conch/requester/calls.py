@@ -9,6 +9,7 @@ import msgspec
 from conch.errors import ConchError, Internal, NotReady, from_fault
 from conch.messages import (
     Answer,
+    AskReady,
     AskStatistics,
     LoadModel,
     LogSettings,
@@ -24,9 +25,10 @@ from conch.messages import (
 
 #: answered with nothing
 Order = LoadModel | UnloadModel | RegisterRegion | RegisterCudaRegion | UnregisterRegions
-Call = Order | AskStatistics | UpdateLogSettings | UpdateTraceSettings
+Call = Order | AskReady | AskStatistics | UpdateLogSettings | UpdateTraceSettings
 #: what the others are answered with
 _RESULTS: dict[type[Call], Any] = {
+    AskReady: bool,
     AskStatistics: list[ModelStatistics],
     UpdateLogSettings: LogSettings,
     UpdateTraceSettings: TraceSettings,

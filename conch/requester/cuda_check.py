@@ -53,9 +53,8 @@ async def _ask(call: RegisterCudaRegion) -> int | None:
         sys.executable, *arguments, stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            _, output = await child.communicate(call.handle)
-    except TimeoutError as error:
+        _, output = await asyncio.wait_for(child.communicate(call.handle), _TIMEOUT_S)
+    except asyncio.TimeoutError as error:
         logger.error("whether a CUDA handle can be opened was not found out in %s s", _TIMEOUT_S)
         raise NotReady("the GPU did not answer in time; try again") from error
     finally:

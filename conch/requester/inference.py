@@ -5,7 +5,8 @@ from collections.abc import Callable
 import msgspec
 
 from conch.errors import ConchError
-from conch.messages import Parameter, Sequence
+from conch.messages import Parameter, Parent, Sequence
+from shm.lent import Lent
 
 
 class RegionWindow(msgspec.Struct, frozen=True, gc=False):
@@ -22,13 +23,16 @@ class RegionWindow(msgspec.Struct, frozen=True, gc=False):
 class TensorInput(msgspec.Struct, gc=False):
     """One input as the client sent it. ``data`` is the wire form: row-major little-endian elements, BYTES elements each
     behind a 4-byte length. Only the requester reads it, before ``submit`` returns; it is never kept. With a ``region``
-    there is no ``data``: the tensor lies in the client's memory, where only the worker looks at it."""
+    there is no ``data``: the tensor lies in the client's memory, where only the worker looks at it. With ``lent`` there
+    is no ``data`` either: workers get the reference, and ``lent.hold`` is kept until nobody reads the inputs. Elements
+    of BYTES are not looked at then: whoever reads them checks them."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: bytes | bytearray | memoryview
     region: RegionWindow | None = None
+    lent: Lent | None = None
 
 
 class InferenceCall(msgspec.Struct):
@@ -37,7 +41,8 @@ class InferenceCall(msgspec.Struct):
     ``outputs`` empty means all. ``parameters`` holds what goes to the model: the protocol has taken out what it
     understands itself (``priority``, ``timeout``, ``sequence_*`` …). ``timeout_us`` is the client's queue time-out.
     ``deadline`` (seconds of ``time.monotonic``) is when nobody will read the answer any more. ``targets`` maps outputs
-    to the clients' memory that they are to be written to.
+    to the clients' memory that they are to be written to. ``parent`` is the request that this one is sent for, where a
+    model asks another one, and ``depth`` how many there are above it.
     """
 
     inputs: list[TensorInput]
@@ -49,18 +54,22 @@ class InferenceCall(msgspec.Struct):
     sequence: Sequence | None = None
     deadline: float | None = None
     targets: dict[str, RegionWindow] = {}
+    parent: Parent | None = None
+    depth: int = 0
 
 
 class OutputTensor(msgspec.Struct, frozen=True, gc=False):
     """``data`` is the wire form, as in ``TensorInput``: ``bytes`` when it was copied, otherwise a view of a worker's
     memory that is valid until ``InferenceResult.release``. With a ``region`` there is no ``data``: the output has been
-    written to the client's memory, all ``nbytes`` of that window."""
+    written to the client's memory, all ``nbytes`` of that window. ``lent``: for an input of another call, where the
+    requester can pass outputs on; then ``release`` gives the memory back as soon as nobody refers to ``lent``."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: bytes | memoryview
     region: RegionWindow | None = None
+    lent: Lent | None = None
 
 
 class InferenceResult:

@@ -1,13 +1,14 @@
 """A requester's view of the models: the broker's latest table, and lookups in it with Triton's words."""
 
 import logging
+from collections.abc import Sequence
 from math import prod
 
 import msgspec
 
 from conch.datatypes import ITEM_SIZES
 from conch.errors import InvalidArgument, NotFound, NotReady
-from conch.messages import ModelEntry, ModelTable, ServerState
+from conch.messages import AskReady, ModelEntry, ModelTable, ServerState
 from conch.model_config import ModelConfig, ModelInput, decode_config
 
 logger = logging.getLogger("conch.requester.models")
@@ -185,6 +186,16 @@ class ModelTableView:
         """READY and healthy. Raises as ``lookup`` does."""
         model = self.lookup(name, version)
         return not self.broker_absent and self._by_name[name][model.version].healthy
+
+    def checks(self, name: str, version: str = "") -> Sequence[AskReady]:
+        """What a model that ``model_ready`` is to be asked besides; nothing for most. Raises as ``lookup`` does."""
+        model = self.lookup(name, version)
+        return [AskReady(0, name, model.version)] if self._by_name[name][model.version].checks else ()
+
+    def server_checks(self, strict: bool) -> Sequence[AskReady]:
+        """Likewise for a server that is ready."""
+        checked = (entry for entry in self._entries if entry.checks and entry.state == "READY")
+        return [AskReady(0, entry.name, entry.version) for entry in checked] if strict else ()
 
     @property
     def server_state(self) -> ServerState:

@@ -38,6 +38,7 @@ from conch.messages import (
     ServerSettings,
     TableSeen,
     TensorDescription,
+    TensorReference,
     ToRequester,
     TraceSettings,
     Unwelcome,
@@ -53,7 +54,8 @@ from conch.requester.broker_socket import BrokerSocket
 from conch.requester.calls import Call, Order
 from conch.requester.cuda_check import CudaCheck
 from conch.requester.delivery import deliver
-from conch.requester.inference import InferenceCall, InferenceResult
+from conch.requester.inference import InferenceCall, InferenceResult, TensorInput
+from conch.requester.lent_memory import LentMemory
 from conch.requester.links import Links, WorkerLink
 from conch.requester.models import ModelTableView, ReadyModel
 from conch.requester.pending import (
@@ -89,15 +91,25 @@ Future = asyncio.Future[InferenceResult]
 class Requester:
     """One per process. All methods belong to the thread of the loop that ``start`` ran on.
 
+    ``worker``: the worker in which it lives. Its results can be passed on as inputs, and the broker tells it of models
+    alone.
+
     ``models`` and ``regions`` are the broker's latest tables, ``server_settings`` its latest settings. ``on_table`` and
     ``on_settings`` are called after each change of ``models`` and of the settings.
     While no broker has welcomed us (``connected``), requests are held for up to 10 s.
     """
 
     def __init__(
-        self, run_dir: RunDir, *, role: str = "http", arena_cap_nbytes: int = 4 << 30, max_inflight: int = 8192
+        self,
+        run_dir: RunDir,
+        *,
+        role: str = "http",
+        arena_cap_nbytes: int = 4 << 30,
+        max_inflight: int = 8192,
+        worker: str = "",
     ) -> None:
         self.id = new_peer_id()
+        self._worker = worker
         self.models = ModelTableView()
         self.regions = RegionTableView()
         self.server_settings = ServerSettings(0, LogSettings(), {"": TraceSettings()})
@@ -108,10 +120,11 @@ class Requester:
         self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
         self._calls = BrokerCalls(lambda: self._pending.welcome, lambda message: self._broker.send(message))
         self._arena = Arena(arena_cap_nbytes, "input")
-        self._links = Links(self._on_response, self._announcements)
+        self._links = Links(self._on_response, self._announcements, keep_descriptors=bool(worker))
         self._arena.on_segment_added = lambda segment: self._links.announce(*_announcement(segment))
         self._arena.on_segment_retired = self._links.retire
         self._region_memory = RegionMemory(self._links.announce, self._links.retire)
+        self._lent_memory = LentMemory(self._links.announce, self._links.retire)
         self._cuda_check = CudaCheck()
         self._growing: dict[asyncio.Task[None], Asked] = {}
         #: what could not be sent: until it is, the broker sends no other table
@@ -160,6 +173,7 @@ class Requester:
         self._links.close()
         self._arena.close()
         self._region_memory.close()
+        self._lent_memory.close()
 
     @property
     def connected(self) -> bool:
@@ -211,15 +225,16 @@ class Requester:
         nbytes = 0
         for tensor in call.inputs:
             nbytes += (len(tensor.data) + 63) & -64
-        if checked.in_regions or call.targets:
+        if checked.elsewhere or call.targets:
             asked.regions = self._region_memory.take(call)
             asked.targets = call.targets
+            asked.lent = self._lent_memory.take(call)
         block = self._arena.allocate_within(nbytes or _ALIGNMENT_NBYTES)
         if block is not None:
             self._send_request(model, call, checked, block, asked)
         else:
             if self.inflight >= self._max_inflight:
-                self._region_memory.release(asked.regions)
+                self._let_go(asked)
                 raise Overloaded("too many requests in flight; try again")
             task = self._loop.create_task(self._grow(model, call, checked, nbytes or _ALIGNMENT_NBYTES, asked))
             self._growing[task] = asked
@@ -256,10 +271,11 @@ class Requester:
         for tensor in call.inputs:
             data = tensor.data
             nbytes = len(data)
-            if not nbytes and tensor.region is not None:
-                place = reference(tensor.region)
-                descriptions.append(TensorDescription(tensor.name, tensor.datatype, tensor.shape, place))
-                continue
+            if not nbytes and (tensor.region is not None or asked.lent):
+                place = _place(tensor)
+                if place is not None:
+                    descriptions.append(TensorDescription(tensor.name, tensor.datatype, tensor.shape, place))
+                    continue
             end = offset + nbytes
             view[offset:end] = data
             descriptions.append(
@@ -284,6 +300,8 @@ class Requester:
             call.timeout_us,
             call.deadline,
             call.sequence,
+            call.parent,
+            call.depth,
             targets=output_targets(call.targets) if call.targets else (),
         )
         repeatable = model.idempotent and not (call.targets and self._region_memory.overwrites_inputs(call))
@@ -306,7 +324,7 @@ class Requester:
             block = None
             asked.answer(Overloaded("the server cannot make room for inputs at the moment; try again"))
         if block is None:
-            self._region_memory.release(asked.regions)
+            self._let_go(asked)
         else:
             self._send_request(model, call, checked, block, asked)
 
@@ -321,7 +339,8 @@ class Requester:
                     message = instruction.message
                     if isinstance(message, RequesterHello):
                         self._data.forget_waiting()
-                        self._broker.send(msgspec.structs.replace(message, regions=self._region_memory.held))
+                        hello = msgspec.structs.replace(message, regions=self._region_memory.held, worker=self._worker)
+                        self._broker.send(hello)
                     else:
                         self._send_data(message)
                 case FreeInputs():
@@ -338,8 +357,14 @@ class Requester:
     def _free_inputs(self, asked: Asked) -> None:
         assert asked.block is not None
         self._arena.free(asked.block)
-        if asked.regions:
-            self._region_memory.release(asked.regions)
+        if asked.regions or asked.lent:
+            self._let_go(asked)
+
+    def _let_go(self, asked: Asked) -> None:
+        """Of the memory that is not ours."""
+        self._region_memory.release(asked.regions)
+        self._lent_memory.release(asked.lent)
+        asked.regions = asked.lent = ()
 
     def _on_response(self, response: Response, link: WorkerLink) -> None:
         entry = self._pending.finish(response)
@@ -425,6 +450,8 @@ class Requester:
                 self._carry_out(self._pending.unwelcome(message, time.monotonic()))
 
     def _say_seen(self, seen: TableSeen) -> None:
+        if self._worker:
+            return  # the broker waits for nothing
         self._table_seen = None if self._broker.send(seen) else seen
 
     def _on_connection(self, up: bool) -> None:
@@ -448,10 +475,19 @@ class Requester:
         self._ticks += 1
         if self._ticks % _RETIRE_TICKS == 0:
             self._arena.retire_idle(now)
+            self._lent_memory.retire_idle(now)
 
     def _announcements(self) -> Iterator[tuple[SegmentAdded, int]]:
         yield from map(_announcement, self._arena.segments)
         yield from self._region_memory.announcements()
+        yield from self._lent_memory.announcements()
+
+
+def _place(tensor: TensorInput) -> TensorReference | None:
+    """Where an input lies that is not to be copied."""
+    if tensor.region is not None:
+        return reference(tensor.region)
+    return None if tensor.lent is None else tensor.lent.block
 
 
 def _announcement(segment: Segment) -> tuple[SegmentAdded, int]:

@@ -3,13 +3,30 @@
 from collections.abc import Callable
 from functools import partial
 
-from conch.messages import Block, ClientRegion, Request, Response, TensorDescription
+from conch.messages import Block, ClientRegion, Lease, Request, Response, TensorDescription
 from conch.requester.inference import InferenceResult, OutputTensor, RegionWindow
 from shm.base import BadReference
 from shm.mapping import Mappings
 
 #: an answer of up to this many bytes is copied, so that its worker has its memory back at once
 COPY_LIMIT_NBYTES = 64 * 1024
+
+
+class Held:
+    """An output block that is given back when nobody refers to this object any more, on whatever thread."""
+
+    __slots__ = ("_lease", "_mappings")
+
+    def __init__(self, lease: Lease, mappings: Mappings) -> None:
+        self._lease = lease
+        self._mappings = mappings
+
+    def __del__(self) -> None:
+        self._mappings.give_back(self._lease)
+
+
+def _let_go(held: Held) -> None:
+    """Whoever calls this has the reference that it ends."""
 
 
 def make_result(
@@ -28,6 +45,7 @@ def make_result(
         total_nbytes += description.reference.nbytes
     lease = response.lease
     copies = lease is not None and total_nbytes <= COPY_LIMIT_NBYTES
+    held = Held(lease, mappings) if lease is not None and not copies and mappings.keeps_descriptors else None
     outputs = []
     for description in descriptions:
         reference = description.reference
@@ -39,11 +57,14 @@ def make_result(
         data: bytes | memoryview = mappings.view(reference)
         if copies:
             data = bytes(data)
-        outputs.append(OutputTensor(description.name, description.datatype, description.shape, data))
+        lent = None if held is None else mappings.lend(reference, held)
+        outputs.append(OutputTensor(description.name, description.datatype, description.shape, data, None, lent))
     give_back: Callable[[], None] | None = None
     if lease is not None:
         if copies:
             mappings.give_back(lease)
+        elif held is not None:
+            give_back = partial(_let_go, held)
         else:
             give_back = partial(mappings.give_back, lease)
     if on_read is not None:

@@ -26,12 +26,12 @@ _NOTE = (
 
 
 class Checked(NamedTuple):
-    """``batch_size`` is at least 1; ``shape_key`` is equal for requests that may share a batch. ``in_regions``: some
-    input lies in a client's memory."""
+    """``batch_size`` is at least 1; ``shape_key`` is equal for requests that may share a batch. ``elsewhere``: some
+    input has no data, because it lies in a client's or another process's memory."""
 
     batch_size: int
     shape_key: str
-    in_regions: bool = False
+    elsewhere: bool = False
 
 
 _ONE = Checked(1, "")
@@ -44,7 +44,7 @@ def validate(model: ReadyModel, call: InferenceCall) -> Checked:
     batching = model.max_batch_size > 0
     batch_size = -1
     seen = 0
-    in_regions = False
+    elsewhere = False
     for tensor in call.inputs:
         rule = rules.get(tensor.name)
         if rule is None or tensor.datatype != rule.datatype or seen & rule.bit:
@@ -64,14 +64,14 @@ def validate(model: ReadyModel, call: InferenceCall) -> Checked:
             if dims != rule.dims:
                 _refuse(model, call)
             if len(tensor.data) != nbytes:
-                if tensor.region is None or tensor.region.nbytes != nbytes:
+                if _nbytes(tensor) != nbytes:
                     _refuse(model, call)
-                in_regions = True
+                elsewhere = True
         else:
             if not _variable_is_good(rule, tensor, dims, batch_size if batching else 1):
                 _refuse(model, call)
-            if tensor.region is not None:
-                in_regions = True
+            if tensor.region is not None or tensor.lent is not None:
+                elsewhere = True
     if seen & model.required_mask != model.required_mask:
         _refuse(model, call)
     if batching and not 0 < batch_size <= model.max_batch_size and call.inputs:
@@ -82,8 +82,8 @@ def validate(model: ReadyModel, call: InferenceCall) -> Checked:
         _refuse(model, call)
     if call.targets and not call.targets.keys() <= (set(call.outputs) or model.output_names.keys()):
         _refuse(model, call)
-    if in_regions:
-        return Checked(max(batch_size, 1), _shape_key(model, call), in_regions)
+    if elsewhere:
+        return Checked(max(batch_size, 1), _shape_key(model, call), elsewhere)
     if not model.shape_key_rules:
         return _ONE if batch_size < 2 else Checked(batch_size, "")
     return Checked(max(batch_size, 1), _shape_key(model, call))
@@ -100,8 +100,8 @@ def _variable_is_good(rule: InputRule, tensor: TensorInput, dims: tuple[int, ...
     elements = prod(dims) * batch_size
     if rule.element_nbytes:
         return _nbytes(tensor) == elements * rule.element_nbytes
-    if tensor.region is not None:
-        return True  # only the worker looks into a client's memory
+    if tensor.region is not None or tensor.lent is not None:
+        return True  # only the worker looks into memory that is not ours
     if len(tensor.data) < elements * BYTES_PREFIX_NBYTES:
         return False
     try:
@@ -111,7 +111,9 @@ def _variable_is_good(rule: InputRule, tensor: TensorInput, dims: tuple[int, ...
 
 
 def _nbytes(tensor: TensorInput) -> int:
-    return len(tensor.data) if tensor.region is None else tensor.region.nbytes
+    if tensor.region is not None:
+        return tensor.region.nbytes
+    return len(tensor.data) if tensor.lent is None else tensor.lent.block.nbytes
 
 
 def _shape_key(model: ReadyModel, call: InferenceCall) -> str:
@@ -260,7 +262,7 @@ def _sizes(model: ReadyModel, call: InferenceCall) -> str:
                     f"{elements * rule.element_nbytes}, got {nbytes}"
                 )
             continue
-        if tensor.region is None:
+        if tensor.region is None and tensor.lent is None:
             text = wrong_elements(tensor.data, elements, rule.name, model.name)
             if text:
                 return text

@@ -254,7 +254,7 @@ class TestRegions:
 
     def test_the_declared_size_must_be_that_of_the_shape(self) -> None:
         good = InferenceCall([self.in_region("INPUT0", 128, 2, 16), int32("INPUT1", 2, 16)])
-        assert validate(model(), good) == Checked(2, "", in_regions=True)
+        assert validate(model(), good) == Checked(2, "", elsewhere=True)
         for nbytes in (0, 127, 129, 2**63):
             bad = InferenceCall([self.in_region("INPUT0", nbytes, 2, 16), int32("INPUT1", 2, 16)])
             assert text_of(model(), bad) == (
@@ -264,17 +264,17 @@ class TestRegions:
     def test_variable_shapes(self) -> None:
         ragged = model(input=[A])
         good = InferenceCall([self.in_region("A", 24, 1, 3, 2, datatype="FP32")])
-        assert validate(ragged, good) == Checked(1, "3", in_regions=True)
+        assert validate(ragged, good) == Checked(1, "3", elsewhere=True)
         bad = InferenceCall([self.in_region("A", 20, 1, 3, 2, datatype="FP32")])
         assert "Expected 24, got 20" in text_of(ragged, bad)
         none = InferenceCall([self.in_region("A", 0, 1, 0, 2, datatype="FP32")])
-        assert validate(ragged, none) == Checked(1, "0", in_regions=True)
+        assert validate(ragged, none) == Checked(1, "0", elsewhere=True)
 
     def test_bytes_are_checked_by_the_worker(self) -> None:
         strings = model(input=[{"name": "B", "data_type": "TYPE_STRING", "dims": [2]}])
         for nbytes in (0, 3, 1000):
             call = InferenceCall([self.in_region("B", nbytes, 1, 2, datatype="BYTES")])
-            assert validate(strings, call) == Checked(1, "", in_regions=True)
+            assert validate(strings, call) == Checked(1, "", elsewhere=True)
         assert "unexpected shape" in text_of(
             strings, InferenceCall([self.in_region("B", 1000, 1, 3, datatype="BYTES")])
         )

@@ -34,7 +34,7 @@ from conch.messages.hellos import (
     WorkerHello,
     WorkerState,
 )
-from conch.messages.metrics import AskMetrics, MetricFamily, MetricKind, MetricSample
+from conch.messages.metrics import AskMetrics, MetricFamily, MetricKind, MetricSample, ReportMetrics
 from conch.messages.models import (
     Answer,
     AskReady,
@@ -116,6 +116,7 @@ from conch.messages.workers import (
 
 __all__ = [
     "MetricsReport",
+    "ReportMetrics",
     "MetricSample",
     "MetricKind",
     "MetricFamily",

@@ -9,7 +9,7 @@ from conch.messages.hellos import (
     Welcome,
     WorkerHello,
 )
-from conch.messages.metrics import AskMetrics
+from conch.messages.metrics import AskMetrics, ReportMetrics
 from conch.messages.models import Answer, AskReady, AskStatistics, AskStatus, LoadModel, ModelTable, UnloadModel
 from conch.messages.regions import RegionTable, RegisterCudaRegion, RegisterRegion, TableSeen, UnregisterRegions
 from conch.messages.requests import Batch, Cancel, Closed, Done, Lost, Rejected, Request, Retired
@@ -26,6 +26,7 @@ from conch.messages.workers import (
     Kill,
     LoadFailed,
     MetricsReport,
+    Preparing,
     Ready,
     Spawn,
     Spawned,
@@ -39,6 +40,7 @@ ToBroker = (
     | ObserverHello
     | WorkerHello
     | LauncherHello
+    | Preparing
     | Spawned
     | SpawnFailed
     | Died
@@ -64,5 +66,7 @@ ToObserver = ModelTable | ServerSettings | Answer | Welcome | Unwelcome
 ToWorkerData = Batch
 ToBrokerData = DataLink | Request | Done | Closed | Cancel | Ready
 #: a batch comes on the control socket only if it is too long for the data connection
-ToWorkerControl = Batch | Configured | Cancel | CheckReady | Drain | Forget | ServerSettings | Welcome | Unwelcome
+ToWorkerControl = (
+    Batch | Configured | Cancel | CheckReady | ReportMetrics | Drain | Forget | ServerSettings | Welcome | Unwelcome
+)
 ToLauncher = Spawn | Kill | ServerSettings | Welcome | Unwelcome

@@ -34,6 +34,13 @@ class Kill(Message, frozen=True):
     worker: str
 
 
+class Preparing(Message, frozen=True):
+    """Launcher to broker: the model's own environment is being made or looked at, which may take long. ``Spawned`` or
+    ``SpawnFailed`` follows."""
+
+    worker: str
+
+
 class Spawned(Message, frozen=True):
     worker: str
     pid: int
@@ -52,6 +59,8 @@ class Died(Message, frozen=True):
 
 
 class SpawnFailed(Message, frozen=True):
+    """A fault that is not ``Internal`` is the model's: there is no environment for it."""
+
     worker: str
     fault: Fault
 
@@ -96,8 +105,8 @@ class Checked(Message, frozen=True):
 
 
 class MetricsReport(Message, frozen=True):
-    """Worker to broker (control): all metrics that its model has made, whenever some have changed. It replaces the
-    worker's former report."""
+    """Worker to broker (control): all metrics that its model has made, when some have changed, when it is asked with
+    ``ReportMetrics``, and before it ends. It replaces the worker's former report."""
 
     worker: str
     families: tuple[MetricFamily, ...]

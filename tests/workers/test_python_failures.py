@@ -37,7 +37,7 @@ FAILURES = {
     r"raise ValueError('not \udcff UTF-8')": r"ValueError: not \udcff UTF-8",
     "request.exec()": "is not supported yet",
     "request.get_response_sender()": "is not supported yet",
-    "pb_utils.MetricFamily(name='a', description='b', kind=pb_utils.MetricFamily.COUNTER)": "MetricFamily is not supp",
+    "pb_utils.MetricFamily('a b', 'c', pb_utils.MetricFamily.COUNTER)": "Error when creating MetricFamily: Failed to proc",
     "Tensor('OUT', np.array(['a'])).to_dlpack()": "DLPack does not have support for string tensors.",
     "Tensor.from_dlpack('OUT', np.zeros((2, 4))[:, ::2])": "DLPack tensor is not contiguous.",
 }

@@ -1,6 +1,5 @@
 """The module itself, under the name that models import: ``import triton_python_backend_utils as pb_utils``."""
 
-import enum
 from typing import Any
 
 from workers.python_utils.datatypes import (
@@ -11,8 +10,9 @@ from workers.python_utils.datatypes import (
     triton_string_to_numpy,
     triton_to_numpy_type,
 )
-from workers.python_utils.failures import Absent, TritonError, TritonModelException, not_there_yet
+from workers.python_utils.failures import TritonError, TritonModelException, not_there_yet
 from workers.python_utils.logger import Logger
+from workers.python_utils.metrics import MetricFamily
 from workers.python_utils.model_config import (
     ModelConfig,
     get_input_config_by_name,
@@ -54,9 +54,7 @@ __all__ = [
     "InferenceTrace",
     "Logger",
     "MemoryType",
-    "Metric",
     "MetricFamily",
-    "MetricKind",
     "ModelConfig",
     "PreferredMemory",
     "ResponseIterator",
@@ -107,23 +105,6 @@ def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) 
 
 
 # ------------------------------------------------------------------------------------------------------- come later
-
-
-class MetricKind(enum.IntEnum):
-    COUNTER = 0
-    GAUGE = 1
-    HISTOGRAM = 2
-
-
-class MetricFamily(Absent):
-    _feature = "MetricFamily"
-    COUNTER = MetricKind.COUNTER
-    GAUGE = MetricKind.GAUGE
-    HISTOGRAM = MetricKind.HISTOGRAM
-
-
-class Metric(Absent):
-    _feature = "Metric"
 
 
 def load_model(model_name: str, config: str = "", files: dict[str, Any] | None = None) -> None:

@@ -14,6 +14,7 @@ from broker.server_settings import SettingsKeeper
 from broker.tables import Tables
 from conch.messages import (
     Answer,
+    AskReady,
     AskStatistics,
     AskStatus,
     Fault,
@@ -32,6 +33,7 @@ from conch.messages import (
 Call = (
     LoadModel
     | UnloadModel
+    | AskReady
     | AskStatistics
     | AskStatus
     | RegisterRegion
@@ -84,6 +86,8 @@ class Calls:
                 found = self._dispatcher.statistics(call.name, call.version)
                 fault = None if found else status.why_no_statistics(call, self._dispatcher)
                 self._outbox.tell(peer, Answer(call.call, fault, found))
+            case AskReady(number, name, version):
+                self._live(self._lifecycle.ask_ready(name, version, now, peer.decode(), number), now)
             case AskStatus():
                 self._outbox.tell(peer, Answer(call.call, None, self._server_status()))
             case RegisterRegion() | RegisterCudaRegion() | UnregisterRegions():

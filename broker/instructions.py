@@ -10,6 +10,7 @@ from conch.messages import (
     Answer,
     Batch,
     Cancel,
+    CheckReady,
     Configured,
     Drain,
     Fault,
@@ -47,7 +48,7 @@ class ToControl(_Instruction, frozen=True):
     ``WorkerDraining``), because a batch on the data connection may still be on its way."""
 
     worker: str
-    message: Configured | Cancel | Drain | Forget
+    message: Configured | Cancel | CheckReady | Drain | Forget
 
 
 class ToLauncher(_Instruction, frozen=True):

@@ -41,6 +41,7 @@ class Instance:
 
     ``backed_off`` stays set while a restart after a pause is tried, until that one is ready: such an instance is not
     counted on. ``restarts`` counts workers after the first. ``fault`` is what its current worker failed with.
+    ``checks``: its model is to be asked whether it is ready.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Instance:
         "restarts",
         "last_error",
         "fault",
+        "checks",
         "_deaths",
         "_pause_s",
         "_ready_since",
@@ -70,6 +72,7 @@ class Instance:
         self.restarts = 0
         self.last_error = ""
         self.fault: Fault | None = None
+        self.checks = False
         self._deaths: deque[float] = deque(maxlen=CRASH_BUDGET)
         self._pause_s = FIRST_BACKOFF_S
         self._ready_since = 0.0

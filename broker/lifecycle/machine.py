@@ -10,7 +10,7 @@ A pure machine: every public method takes an event and returns what is to be don
     Spawned, SpawnFailed, Completed, Ready, LoadFailed      the method of that name
     Died                 dispatcher.worker_lost(worker, machine.death_fault(died), now) -> retrying, then
                          died(…, counts_against_budget=not retrying)
-    LoadModel, UnloadModel      load(), unload()
+    LoadModel, UnloadModel, AskReady, Checked      load(), unload(), ask_ready(), checked()
     next_wakeup passed   tick()
     exit                 drain_all(), then wait for ``drained`` or the time-out, then kill_all()
     TableChanged         ModelTable(models=entries()); ``startup_finished`` says when the server leaves "starting"
@@ -28,6 +28,7 @@ from broker.lifecycle.instances import Instance, describe_death
 from broker.lifecycle.keeper import Keeper
 from broker.lifecycle.memory import Memory
 from broker.lifecycle.models import Copy, Model, reason_of
+from broker.lifecycle.readiness import Readiness
 from broker.lifecycle.roster import Roster
 from broker.repository.overrides import check_model_name
 from broker.repository.scan import Found
@@ -70,6 +71,7 @@ class Lifecycle:
         self._former = memory or Memory()
         self._out: list[LifecycleInstruction] = []
         self._roster = Roster(self._out, new_id, load_timeout_s)
+        self._readiness = Readiness(self._out)
         self._keeper = Keeper(
             self._roster,
             self._out,
@@ -111,7 +113,7 @@ class Lifecycle:
     @property
     def next_wakeup(self) -> float | None:
         """When ``tick`` is to be called if nothing happens before."""
-        wakeup = self._roster.next_deadline()
+        wakeup = min(self._roster.next_deadline(), self._readiness.next_deadline())
         if not self._exiting:
             wakeup = min(wakeup, self._next_scan, min((each.retry_at for each in self._backed_off()), default=inf))
         return None if wakeup == inf else wakeup
@@ -187,6 +189,15 @@ class Lifecycle:
             self._keeper.enqueue(name, load=False, peer=peer, call=call)
         return self._take(now)
 
+    def ask_ready(self, name: str, version: int, now: float, peer: str, call: int) -> list[LifecycleInstruction]:
+        """``AskReady``. Answered when every instance of the version that runs has said something, or not in time."""
+        model = self._keeper.models.get(name)
+        copy = model.slot(version).serving if model is not None and version in model.slots else None
+        instances = copy.instances if copy is not None and copy.healthy else []
+        workers = [instance.worker for instance in instances if instance.state == "ready"]
+        self._readiness.ask(peer, call, workers, now)
+        return self._take(now)
+
     # ----------------------------------------------------------------------------------------------- results of effects
 
     def polled(self, operation: int, result: Snapshot | Fault, now: float) -> list[LifecycleInstruction]:
@@ -230,6 +241,7 @@ class Lifecycle:
             instance = worker.instance
             if instance is None or instance.state == "ready" or worker.killed:
                 reason = describe_death(worker.instance_name, None, None, "")
+                self._readiness.gone(worker.id)
                 self._keeper.worker_died(worker, reason, counts=False, now=now)
             else:
                 self._keeper.never_started(worker)
@@ -268,6 +280,7 @@ class Lifecycle:
         now: float,
     ) -> list[LifecycleInstruction]:
         """A worker is gone. ``counts_against_budget`` False: a request that it held is to blame, not the model."""
+        self._readiness.gone(worker)
         known = self._roster.workers.get(worker)
         if known is None:
             self._roster.strays.pop(worker, None)
@@ -297,13 +310,22 @@ class Lifecycle:
             self._keeper.completed(instance, config_json, ends, now)
         return self._take(now)
 
-    def ready(self, worker: str, now: float) -> list[LifecycleInstruction]:
-        """A worker has loaded its model."""
+    def ready(self, worker: str, now: float, checks: bool = False) -> list[LifecycleInstruction]:
+        """A worker has loaded its model. ``checks``: that is to be asked whether it is ready."""
         instance = self._roster.instance_of(worker)
+        if instance is not None and instance.checks != checks:
+            instance.checks = checks
+            self._keeper.table_changed = True
         if instance is not None and instance.state == "loading":
             self._keeper.instance_ready(instance, now)
         elif instance is not None and instance.state == "ready" and instance.copy.state == "serving":
             self._out.append(WorkerReady(worker, instance.copy.name, instance.copy.version))  # it connected again
+            self._readiness.connected_again(worker)
+        return self._take(now)
+
+    def checked(self, worker: str, number: int, ready: bool, now: float) -> list[LifecycleInstruction]:
+        """What a model said to ``CheckReady``."""
+        self._readiness.checked(worker, number, ready)
         return self._take(now)
 
     def load_failed(self, worker: str, fault: Fault, now: float) -> list[LifecycleInstruction]:
@@ -316,6 +338,7 @@ class Lifecycle:
     def tick(self, now: float) -> list[LifecycleInstruction]:
         """Time has passed."""
         self._roster.expire(now)
+        self._readiness.expire(now)
         for instance in self._backed_off():
             if instance.retry_at <= now and not self._exiting:
                 self._roster.spawn(instance, now)

@@ -88,6 +88,10 @@ class Copy:
         return [instance for instance in self.instances if instance not in self.reused]
 
     @property
+    def checks(self) -> bool:
+        return any(instance.checks for instance in self.instances)
+
+    @property
     def healthy(self) -> bool:
         return any(not instance.backed_off for instance in self.instances)
 

@@ -34,7 +34,9 @@ def _entry(name: str, slot: Slot) -> ModelEntry:
     if copy is None:
         return ModelEntry(name, slot.version, slot.state, slot.reason, False)
     healthy = slot.state == "READY" and copy.healthy
-    return ModelEntry(name, slot.version, slot.state, slot.reason, healthy, copy.config_json, copy.snapshot.labels)
+    return ModelEntry(
+        name, slot.version, slot.state, slot.reason, healthy, copy.config_json, copy.snapshot.labels, copy.checks
+    )
 
 
 def instances(models: dict[str, Model], roster: Roster) -> list[InstanceStatus]:

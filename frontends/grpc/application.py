@@ -71,10 +71,10 @@ class GrpcApplication:
         self._models = requester.models
         self._restrictions = settings.restrictions("grpc")
         self._forwarding = settings.forwarding("grpc")
-        about = MetadataRpcs(requester, server_metadata(settings), settings.strict_readiness)
+        about = MetadataRpcs(requester, server_metadata(settings), settings.strict_readiness, self.traffic)
         self._rpcs: dict[str, Rpc] = {
             INFER: Rpc(Category.INFERENCE, self._infer),
-            **about.rpcs(self.traffic),
+            **about.rpcs(),
             **health_rpcs(about.ready),
             **RepositoryRpcs(requester).rpcs(self.traffic),
             **SharedMemoryRpcs(requester, settings.client_shm_allowed).rpcs(self.traffic),

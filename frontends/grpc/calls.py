@@ -40,6 +40,11 @@ class Traffic:
         await self._idle.wait()
 
 
+def _encode(message: Any) -> bytes:
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
 class CountedPending(Pending):
     """On its way from here until it has its answer or is cancelled, whichever is first."""
 
@@ -59,29 +64,30 @@ class CountedPending(Pending):
         super().finish(render, outcome)
 
 
-class _Work(CountedPending):
-    """A coroutine that returns the response's message, or raises."""
+class Work(CountedPending):
+    """A coroutine that returns what ``encode`` turns into the response, or raises."""
 
     __slots__ = ("_task",)
 
-    def __init__(self, traffic: Traffic, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(
+        self, traffic: Traffic, coroutine: Coroutine[Any, Any, Any], encode: Callable[[Any], bytes] = _encode
+    ) -> None:
         super().__init__(traffic)
         self._task = asyncio.ensure_future(coroutine)
-        self._task.add_done_callback(partial(self.finish, _render))
+        self._task.add_done_callback(partial(self.finish, partial(_render, encode)))
 
     def cancel(self) -> None:
         self.leave()
         self._task.cancel()
 
 
-def _render(task: "asyncio.Task[Any]") -> Reply:
+def _render(encode: Callable[[Any], bytes], task: "asyncio.Task[Any]") -> Reply:
     if task.cancelled():
         return Failure(UNAVAILABLE, SHUTTING_DOWN)
     error = task.exception()
     if error is not None:
         return failure_of(error)
-    encoded: bytes = task.result().SerializeToString()
-    return encoded
+    return encode(task.result())
 
 
 class Rpc(NamedTuple):
@@ -92,30 +98,26 @@ class Rpc(NamedTuple):
     answer: Callable[[Call], Reply | Pending]
 
 
-def unary(category: Category, request_type: Any, handler: Callable[[Any], Any]) -> Rpc:
-    """``handler`` gets the request's message and returns the response's at once."""
-
-    def answer(call: Call) -> Reply:
-        try:
-            request = request_type.FromString(call.payload)
-        except DecodeError:
-            return UNREADABLE
-        encoded: bytes = handler(request).SerializeToString()
-        return encoded
-
-    return Rpc(category, answer)
-
-
-def unary_later(
-    category: Category, request_type: Any, handler: Callable[[Any], Coroutine[Any, Any, Any]], traffic: Traffic
-) -> Rpc:
-    """``handler`` is a coroutine function that gets the request's message and returns the response's."""
+def replying(category: Category, request_type: Any, handler: Callable[[Any], Reply | Pending]) -> Rpc:
+    """``handler`` gets the request's message."""
 
     def answer(call: Call) -> Reply | Pending:
         try:
             request = request_type.FromString(call.payload)
         except DecodeError:
             return UNREADABLE
-        return _Work(traffic, handler(request))
+        return handler(request)
 
     return Rpc(category, answer)
+
+
+def unary(category: Category, request_type: Any, handler: Callable[[Any], Any]) -> Rpc:
+    """``handler`` gets the request's message and returns the response's at once."""
+    return replying(category, request_type, lambda request: _encode(handler(request)))
+
+
+def unary_later(
+    category: Category, request_type: Any, handler: Callable[[Any], Coroutine[Any, Any, Any]], traffic: Traffic
+) -> Rpc:
+    """``handler`` is a coroutine function that gets the request's message and returns the response's."""
+    return replying(category, request_type, lambda request: Work(traffic, handler(request)))

@@ -4,11 +4,12 @@
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from conch.errors import InvalidArgument, MalformedJson
 from conch.messages import (
+    AskReady,
     AskStatistics,
     BatchStatistics,
     Duration,
@@ -22,6 +23,7 @@ from frontends.http.errors import RETRY_AFTER
 from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, error_reply, json_reply
 from frontends.http.json_values import NOT_STRING, boolean, parse_members
 from frontends.http.routes import Match
+from frontends.readiness import all_ready
 from frontends.repository import check_repository, load_message
 from frontends.requesting import RequesterLike
 
@@ -40,8 +42,13 @@ class Endpoints:
     def server_live(self, request: Request, match: Match) -> Reply:
         return self._exiting() or _EMPTY
 
-    def server_ready(self, request: Request, match: Match) -> Reply:
-        return self._exiting() or (_EMPTY if self._models.server_ready(self._strict_readiness) else Reply(400))
+    def server_ready(self, request: Request, match: Match) -> Reply | Pending:
+        exiting = self._exiting()
+        if exiting is not None:
+            return exiting
+        if not self._models.server_ready(self._strict_readiness):
+            return Reply(400)
+        return self._checked(self._models.server_checks(self._strict_readiness), Reply(400))
 
     def _exiting(self) -> Reply | None:
         if self._models.server_state == "exiting":
@@ -51,10 +58,16 @@ class Endpoints:
     def server_metadata(self, request: Request, match: Match) -> Reply:
         return self._metadata
 
-    def model_ready(self, request: Request, match: Match) -> Reply:
-        if self._models.model_ready(match.model, match.version):
+    def model_ready(self, request: Request, match: Match) -> Reply | Pending:
+        not_ready = error_reply(400, "Model version not ready")
+        if not self._models.model_ready(match.model, match.version):
+            return not_ready
+        return self._checked(self._models.checks(match.model, match.version), not_ready)
+
+    def _checked(self, checks: Sequence[AskReady], not_ready: Reply) -> Reply | Pending:
+        if not checks:
             return _EMPTY
-        return error_reply(400, "Model version not ready")
+        return BrokerCall(all_ready(self._requester, checks), lambda ready: _EMPTY if ready else not_ready)
 
     def model_metadata(self, request: Request, match: Match) -> Reply:
         return json_reply(metadata.model_metadata(self._models, match.model, match.version))

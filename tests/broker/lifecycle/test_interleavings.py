@@ -39,7 +39,9 @@ class Interleavings(RuleBasedStateMachine):
         self.mode = mode
         self.complete = complete
         models = [snapshot(name, count=count, complete=complete) for name, count in zip(NAMES, counts, strict=True)]
-        self.world = World(models, control_mode=mode, parallel_loads=parallel, load_retries=retries, completes_apart=apart)
+        self.world = World(
+            models, control_mode=mode, parallel_loads=parallel, load_retries=retries, completes_apart=apart
+        )
         self.world.launcher = launcher
         self.world.start(launcher=launcher)
 

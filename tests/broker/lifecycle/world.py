@@ -18,6 +18,7 @@ from broker.instructions import (
     TableChanged,
     ToControl,
     ToLauncher,
+    ToPeer,
     WorkerDraining,
     WorkerReady,
 )
@@ -27,7 +28,18 @@ from broker.repository.host import Host
 from broker.repository.normalise import instance_plans, normalise, normalise_instance_groups
 from broker.repository.scan import Found
 from broker.repository.snapshot import Override, Snapshot
-from conch.messages import Configured, Drain, Fault, Kill, LiveWorker, ModelEntry, Spawn, WorkerHello
+from conch.messages import (
+    Answer,
+    CheckReady,
+    Configured,
+    Drain,
+    Fault,
+    Kill,
+    LiveWorker,
+    ModelEntry,
+    Spawn,
+    WorkerHello,
+)
 from conch.protos import model_config_pb2
 
 _NONE = Override()
@@ -141,6 +153,9 @@ class World:
         self.usable: dict[str, tuple[str, int]] = {}
         self.draining: set[str] = set()
         self.table: tuple[ModelEntry, ...] = ()
+        #: workers that are being asked whether they are ready, and what calls about that were answered with
+        self.checks: list[tuple[str, int]] = []
+        self.said: list[tuple[int, Any]] = []
 
     # ---------------------------------------------------------------------------------------------------- broker's life
 
@@ -314,6 +329,10 @@ class World:
                 self.dropped.append(folder)
             case CallFinished(_, call, fault):
                 self.answers[call].append(fault)
+            case ToControl(id, CheckReady(number)):
+                self.checks.append((id, number))
+            case ToPeer(_, Answer(call, None, ready)):
+                self.said.append((call, ready))
             case TableChanged():
                 self.table = self.machine.entries()
             case _:

@@ -55,7 +55,6 @@ class Server:
     grpc_port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
     variables: dict[str, str] = field(default_factory=dict)
-    start_seconds: float = 0.0
     output: str = ""
     process: subprocess.Popen[bytes] | None = None
 
@@ -80,7 +79,7 @@ class Server:
 
     def start(self, timeout_s: float = 20.0) -> None:
         """Raises ``AssertionError`` with the server's output if it does not start in time, or ends."""
-        begin = time.monotonic()
+        deadline = time.monotonic() + timeout_s
         self.process = subprocess.Popen(
             self.command(),
             stdout=subprocess.PIPE,
@@ -88,8 +87,7 @@ class Server:
             env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), **self.variables},
             cwd=self.run_dir.parent,
         )
-        self.read_output(begin + timeout_s, self.started_line())
-        self.start_seconds = time.monotonic() - begin
+        self.read_output(deadline, self.started_line())
         assert self.started_line() in self.output, self.report()
 
     def started_line(self) -> str:

@@ -10,6 +10,7 @@ from math import inf
 
 from broker.instructions import Instruction, ToControl, ToPeer
 from broker.scheduling.batches import ALONE_S, Batches
+from broker.scheduling.cycles import MAX_DEPTH, TOO_DEEP, Cycles
 from broker.scheduling.finishing import finish_open, finish_partly
 from broker.scheduling.job import GONE, QUEUED, RUNNING, Job
 from broker.scheduling.queues import QUEUE_FULL, TIMED_OUT
@@ -60,6 +61,7 @@ class Dispatcher:
         self._starting = True
         self._out = self._requesters.out
         self._batches = Batches(epoch, self._out)
+        self._cycles = Cycles(self._requesters.jobs)
 
     # -------------------------------------------------------------------------------------------------- models
 
@@ -220,6 +222,8 @@ class Dispatcher:
             model.retries.appendleft(jobs[0])
         else:
             model.queue.push_back(jobs)
+        for job in jobs:
+            self._watch(job, now)
         self._pause(slot, now + UNREACHABLE_S)
         if slot.draining:
             self._drain_worker(slot)
@@ -271,6 +275,9 @@ class Dispatcher:
             logger.error("requester %s submitted request %s again", requester, id)
             return
         self._recovery.submitted(requester, id)
+        if request.depth > MAX_DEPTH:
+            self._out.append(ToPeer(requester, Rejected(id, request.attempt, TOO_DEEP)))
+            return
         model = self._models.get((request.model, request.version))
         if model is None:
             if not self._starting:
@@ -292,6 +299,8 @@ class Dispatcher:
             return
         jobs[id] = job
         self._dirty[model] = None
+        if request.parent is not None:
+            self._cycles.add(job, now)
 
     def cancel(self, requester: str, id: int, now: float) -> None:
         """Nobody waits for it any more. ``Retired`` follows, at once or when its batch is done."""
@@ -369,6 +378,11 @@ class Dispatcher:
             else:
                 home.queue.push(job, bounded=False)
             self._dirty[home] = None
+            self._watch(job, now)
+
+    def _watch(self, job: Job, now: float) -> None:
+        if job.request is not None and job.request.parent is not None:
+            self._cycles.add(job, now)
 
     def _reject(self, job: Job, fault: Fault, now: float) -> None:
         """``job``, which has left its queue or never entered it, counts as failed and will not run."""
@@ -407,6 +421,10 @@ class Dispatcher:
                 for job in model.queue.expire(now):
                     self._reject(job, TIMED_OUT, now)
                 self._dirty[model] = None
+        if self._cycles.look_at <= now:
+            for job, fault in self._cycles.look(self._models, now):
+                self._unqueue(job)
+                self._reject(job, fault, now)
         if self._dirty:
             for model in self._dirty:
                 if model.known:
@@ -419,7 +437,7 @@ class Dispatcher:
     @property
     def next_wakeup(self) -> float | None:
         """When ``dispatch`` is to be called if nothing happens before."""
-        wakeup = inf
+        wakeup = self._cycles.look_at
         for model in self._timed:
             wakeup = min(wakeup, model.next_wakeup())
         for worker in self._paused:

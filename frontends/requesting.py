@@ -15,6 +15,10 @@ class AskedLike(Protocol):
     def cancel(self) -> None: ...
 
 
+#: gets one response to a request, None for an empty final one, and whether it is the last
+OnResponse = Callable[[Outcome | None, bool], None]
+
+
 class RequesterLike(Protocol):
     """The part of ``conch.requester.requester.Requester`` that protocols use."""
 
@@ -24,5 +28,7 @@ class RequesterLike(Protocol):
     on_settings: Callable[[ServerSettings], None] | None
 
     def ask(self, model: ReadyModel, call: InferenceCall, on_answer: Callable[[Outcome], None]) -> AskedLike: ...
+
+    def stream(self, model: ReadyModel, call: InferenceCall, on_response: OnResponse) -> AskedLike: ...
 
     def call(self, message: Any) -> Coroutine[Any, Any, Any]: ...

@@ -1,7 +1,7 @@
 """The gRPC API: which RPCs there are, what each may be restricted by, and inferences."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Final
 
@@ -15,14 +15,14 @@ from conch.settings import Settings
 from frontends.grpc.calls import SERVICE, CountedPending, Rpc, Traffic
 from frontends.grpc.codec import split_request
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
-from frontends.grpc.exchange import Call, Failure, Metadata, Payload, Pending, Reply
+from frontends.grpc.exchange import Call, Failure, Metadata, Payload, Pending, Replies, Reply
 from frontends.grpc.health import health_rpcs
-from frontends.grpc.inference import decode, encode
+from frontends.grpc.inference import Wanted, decode, encode
 from frontends.grpc.metadata import MetadataRpcs
 from frontends.grpc.repository import RepositoryRpcs
 from frontends.grpc.server_settings import SettingsRpcs
 from frontends.grpc.shared_memory import SharedMemoryRpcs
-from frontends.grpc.streams import InferStream, check_streamable
+from frontends.grpc.streams import InferStream
 from frontends.metadata import server_metadata
 from frontends.requesting import AskedLike, RequesterLike
 
@@ -93,7 +93,7 @@ class GrpcApplication:
         except ConchError as error:
             return failure_of(error)
 
-    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
+    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Replies]:
         logger.debug("gRPC stream: %s", call.method)
         try:
             self._admit(self._streams[call.method], call.metadata)
@@ -101,10 +101,11 @@ class GrpcApplication:
             yield failure_of(error)
             return
         strict = ("triton_grpc_error", "true") in call.metadata
-        replies = InferStream(partial(self._begin, call), self.traffic, strict).serve(requests)
+        stream = InferStream(self._requester, partial(self._decode, call), self.traffic, strict)
+        replies = stream.serve(requests)
         try:
-            async for reply in replies:
-                yield reply
+            async for messages in replies:
+                yield messages
         finally:
             await replies.aclose()  # type: ignore[attr-defined]
 
@@ -125,8 +126,7 @@ class GrpcApplication:
         model = self._models.lookup(request.model_name, request.model_version)
         if model.decoupled:
             raise Unsupported(_DECOUPLED)
-        wanted = decode(request, blobs, model, self._requester.regions, self._forwarded(call.metadata))
-        wanted.call.deadline = call.deadline
+        wanted = self._decode(call, request, blobs, model)
         inference = _Inference(self.traffic, model, wanted.classes)
         try:
             inference.asked = self._requester.ask(model, wanted.call, inference.answered)
@@ -135,14 +135,10 @@ class GrpcApplication:
             raise
         return inference
 
-    def _begin(
-        self, call: Call, request: Any, blobs: list[memoryview], on_answer: Callable[[Outcome], None]
-    ) -> tuple[AskedLike, ReadyModel, dict[str, int]]:
-        model = self._models.lookup(request.model_name, request.model_version)
-        check_streamable(model)
+    def _decode(self, call: Call, request: Any, blobs: list[memoryview], model: ReadyModel) -> Wanted:
         wanted = decode(request, blobs, model, self._requester.regions, self._forwarded(call.metadata))
         wanted.call.deadline = call.deadline
-        return self._requester.ask(model, wanted.call, on_answer), model, wanted.classes
+        return wanted
 
     def _forwarded(self, metadata: Metadata) -> dict[str, str]:
         return self._forwarding.parameters(_texts(metadata)) if self._forwarding else {}

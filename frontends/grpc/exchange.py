@@ -34,6 +34,8 @@ class Failure(NamedTuple):
 
 #: the encoded response, or why there is none
 Reply = bytes | Failure
+#: encoded responses that a stream has at the moment, in order, or why there are no more
+Replies = list[bytes] | Failure
 
 
 class Pending(Deferred[Reply]):
@@ -59,9 +61,10 @@ class Application(Protocol):
 
     def answer(self, call: Call) -> Reply | Pending: ...
 
-    def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
-        """``call.payload`` is empty. A ``Failure`` is the last item. Closing the iterator cancels what is on its way:
-        the client has gone."""
+    def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Replies]:
+        """``call.payload`` is empty. A ``Failure`` is the last item. The next item is asked for when the client's
+        windows and the transport have taken the last one. Closing the iterator cancels what is on its way: the client
+        has gone."""
         ...
 
 

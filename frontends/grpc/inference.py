@@ -12,7 +12,7 @@ from conch.requester.validation import refused
 from conch.tensors import STORAGE_DTYPES, pack
 from frontends.classification import classify
 from frontends.grpc.codec import join_response, service_pb2
-from frontends.grpc.parameters import class_count, place_of, set_parameters, take_parameters
+from frontends.grpc.parameters import FINAL_RESPONSE, class_count, place_of, set_parameters, take_parameters
 
 ModelInferResponse: Final = service_pb2.ModelInferResponse
 
@@ -143,17 +143,18 @@ def _unexpected(name: str, model_name: str, rest: str) -> InvalidArgument:
     return InvalidArgument(f"unexpected explicit tensor data for input tensor '{name}' for model '{model_name}'{rest}")
 
 
-def encode(result: InferenceResult, classes: dict[str, int], model: ReadyModel, streamed: bool = False) -> bytes:
-    """The encoded ``ModelInferResponse``. ``streamed`` marks it as the request's last one. The result has been released
-    when this returns or raises. Raises ``InvalidArgument`` for an output that cannot be shown as asked."""
+def encode(result: InferenceResult, classes: dict[str, int], model: ReadyModel, final: bool | None = None) -> bytes:
+    """The encoded ``ModelInferResponse``. ``final`` says in a stream whether it is the request's last one. The result
+    has been released when this returns or raises. Raises ``InvalidArgument`` for an output that cannot be shown as
+    asked."""
     try:
         head = ModelInferResponse(
             model_name=result.model_name, model_version=str(result.model_version), id=result.client_id
         )
         if result.parameters:
             set_parameters(head.parameters, result.parameters)
-        if streamed:
-            head.parameters["triton_final_response"].bool_param = True
+        if final is not None:
+            head.parameters[FINAL_RESPONSE].bool_param = final
         outputs = [_shown(output, classes, model) for output in result.outputs] if classes else result.outputs
         add = head.outputs.add
         nbytes = 0

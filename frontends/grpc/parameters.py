@@ -10,7 +10,10 @@ from conch.requester.inference import InferenceCall
 _MAX_64_UNSIGNED: Final = 2**64 - 1
 _MAX_64: Final = 2**63 - 1
 _MAX_32_UNSIGNED: Final = 2**32 - 1
-_FINAL_RESPONSE: Final = "triton_enable_empty_final_response"
+#: of a request in a stream: a response that has nothing but the final flag is wanted, too
+EMPTY_FINAL_RESPONSE: Final = "triton_enable_empty_final_response"
+#: of every response in a stream
+FINAL_RESPONSE: Final = "triton_final_response"
 _CHOICE: Final = "parameter_choice"
 _CUSTOM: Final = frozenset({"int64_param", "bool_param", "string_param", "double_param"})
 
@@ -44,13 +47,13 @@ def take_parameters(parameters: Mapping[str, Any], call: InferenceCall) -> None:
                 _expect(key, choice, "int64_param")
                 call.timeout_us = parameter.int64_param & _MAX_64_UNSIGNED
             case "triton_enable_empty_final_response":
-                # matters to models that send several responses; here the final flag always comes with a response
+                # the stream's business
                 _expect(key, choice, "bool_param")
             case _:
                 if key.startswith("triton_"):
                     raise InvalidArgument(
                         "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys "
-                        f"starting with 'triton_' are allowed: {_FINAL_RESPONSE}"
+                        f"starting with 'triton_' are allowed: {EMPTY_FINAL_RESPONSE}"
                     )
                 if choice not in _CUSTOM:
                     raise InvalidArgument(

@@ -1,46 +1,35 @@
-"""``ModelStreamInfer``: many requests on one stream, each answered in its turn."""
+"""``ModelStreamInfer``: many requests on one stream. Models that answer once do so in the order of their requests;
+responses of decoupled models are written as they come."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from conch.errors import ConchError, Unsupported
+from conch.errors import ConchError, NotReady
 from conch.requester.inference import InferenceResult, Outcome
 from conch.requester.models import ReadyModel
 from frontends.grpc.calls import Traffic
-from frontends.grpc.codec import service_pb2, split_request, stream_response
+from frontends.grpc.codec import split_request
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
-from frontends.grpc.exchange import Failure, Payload, Reply
-from frontends.grpc.inference import encode
-from frontends.requesting import AskedLike
+from frontends.grpc.exchange import Failure, Payload, Replies, Reply
+from frontends.grpc.inference import Wanted
+from frontends.grpc.stream_requests import OrderedRequest, StreamRequest
+from frontends.requesting import RequesterLike
 
-#: requests of one stream that have been read and are not answered yet, and bytes of these requests, or of answers that
-#: wait for their turn or for a slow client; the stream is not read beyond
+#: requests of one stream that have been read and have not had their last answer, and bytes of these requests, or of
+#: answers that wait for their turn; the stream is not read beyond
 MAX_OUTSTANDING: Final = 512
 MAX_HELD_NBYTES: Final = 64 << 20
+#: what is written at once; what is not yet, waits as results that count against their workers' windows
+_AT_ONCE_MESSAGES: Final = 64
+_AT_ONCE_NBYTES: Final = 65536
 
-#: starts an inference: the request's message, its blobs, and who gets the outcome. Returns what to render an answer
-#: with. Raises ``ConchError``.
-Begin = Callable[[Any, list[memoryview], Callable[[Outcome], None]], tuple[AskedLike, ReadyModel, dict[str, int]]]
-
-
-class _Slot:
-    """One request's place in the order of answers. Models that send several responses will fill it more than once."""
-
-    __slots__ = ("asked", "classes", "model", "nbytes", "reply", "request")
-
-    def __init__(self, request: Any, nbytes: int) -> None:
-        self.request = request
-        #: of the request, or of the answer once there is one
-        self.nbytes = nbytes
-        self.asked: AskedLike | None = None
-        self.model: ReadyModel
-        self.classes: dict[str, int]
-        self.reply: Reply | None = None
+#: how a request is read for a model. Raises ``ConchError``.
+Decode = Callable[[Any, list[memoryview], ReadyModel], Wanted]
 
 
 class InferStream:
@@ -48,58 +37,68 @@ class InferStream:
     ``triton_grpc_error``); otherwise every error is an answer like any other. What is wrong with a request itself never
     ends the stream."""
 
-    def __init__(self, begin: Begin, traffic: Traffic, strict: bool) -> None:
-        self._begin = begin
+    def __init__(self, requester: RequesterLike, decode: Decode, traffic: Traffic, strict: bool) -> None:
+        self._requester = requester
+        self._decode = decode
         self._traffic = traffic
         self._strict = strict
-        self._slots: deque[_Slot] = deque()
+        self._ordered: deque[OrderedRequest] = deque()
+        #: of decoupled models, until their last response is taken; and their responses, in the order of arrival
+        self._open: set[StreamRequest] = set()
+        self._responses: deque[tuple[StreamRequest, Outcome | bytes | None, bool]] = deque()
         self._held_nbytes = 0
+        #: of those, what is being written
+        self._taken_nbytes = 0
         #: the client will send nothing more, or nothing that can be read
         self._ended = False
         self._failure: Failure | None = None
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def serve(self, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
-        """The answers in order of the requests. Closing this cancels what is on its way."""
+    async def serve(self, requests: AsyncIterator[Payload]) -> AsyncIterator[Replies]:
+        """The answers. Closing this cancels what is on its way."""
         self._traffic.enter()
         helpers = (
             asyncio.ensure_future(self._read(requests)),
             asyncio.ensure_future(self._until_stopped()),
         )
-        slots = self._slots
         try:
             while True:
-                while slots and slots[0].reply is not None:
-                    slot = slots.popleft()
-                    reply = slot.reply
-                    assert reply is not None
-                    yield reply
-                    self._held_nbytes -= slot.nbytes
-                    self._room.set()
-                    if type(reply) is Failure:
-                        return
-                if not slots:
-                    if self._ended:
-                        if self._failure is not None:
-                            yield self._failure
-                        return
-                    if self._traffic.stopped.is_set():
-                        yield Failure(UNAVAILABLE, SHUTTING_DOWN)
-                        return
                 self._wake.clear()
-                await self._wake.wait()
+                messages, failure = self._take_replies()
+                if messages:
+                    yield messages
+                self._held_nbytes -= self._taken_nbytes
+                self._taken_nbytes = 0
+                self._room.set()
+                if failure is None and not self._ordered and not self._open:
+                    if self._ended:
+                        if self._failure is None:
+                            return
+                        failure = self._failure
+                    elif self._traffic.stopped.is_set():
+                        failure = Failure(UNAVAILABLE, SHUTTING_DOWN)
+                if failure is not None:
+                    yield failure
+                    return
+                if not messages:
+                    await self._wake.wait()
         finally:
             for helper in helpers:
                 helper.cancel()
-            for slot in slots:
-                if slot.asked is not None:
-                    slot.asked.cancel()
+            for request in (*self._ordered, *self._open):
+                if request.asked is not None:
+                    request.asked.cancel()
+            for _, outcome, _ in self._responses:
+                if isinstance(outcome, InferenceResult):
+                    outcome.release()
             self._traffic.leave()
 
     async def _until_stopped(self) -> None:
         await self._traffic.stopped.wait()
         self._wake.set()
+
+    # ------------------------------------------------------------------------------------------------------- requests
 
     async def _read(self, requests: AsyncIterator[Payload]) -> None:
         """Takes requests up as they come, so that those of one stream can share a batch."""
@@ -108,7 +107,7 @@ class InferStream:
                 if not self._take(payload):
                     break
                 del payload
-                while len(self._slots) >= MAX_OUTSTANDING or self._held_nbytes > MAX_HELD_NBYTES:
+                while len(self._ordered) + len(self._open) >= MAX_OUTSTANDING or self._held_nbytes > MAX_HELD_NBYTES:
                     self._room.clear()
                     await self._room.wait()
         except Exception as error:
@@ -119,65 +118,91 @@ class InferStream:
     def _take(self, payload: Payload) -> bool:
         """False for what is no request: the stream ends after what came before it."""
         try:
-            request, blobs = split_request(payload)
+            message, blobs = split_request(payload)
         except DecodeError:
             self._failure = UNREADABLE
             return False
-        slot = _Slot(request, len(payload))
-        self._slots.append(slot)
-        self._held_nbytes += slot.nbytes
-        if self._traffic.stopped.is_set():
-            self._settle(slot, _refused(request, SHUTTING_DOWN))
-            return True
+        self._held_nbytes += len(payload)
         try:
-            slot.asked, slot.model, slot.classes = self._begin(request, blobs, partial(self._answered, slot))
+            if self._traffic.stopped.is_set():
+                raise NotReady(SHUTTING_DOWN)
+            model = self._requester.models.lookup(message.model_name, message.model_version)
         except ConchError as error:
-            self._settle(slot, _refused(request, error.message))
+            request = OrderedRequest(message, len(payload))
+            self._ordered.append(request)
+            self._settle(request, request.refused(error))
+            return True
+        if model.decoupled:
+            self._begin_open(StreamRequest(message, len(payload)), blobs, model)
+        else:
+            self._begin_ordered(OrderedRequest(message, len(payload)), blobs, model)
         return True
 
-    def _answered(self, slot: _Slot, outcome: Outcome) -> None:
-        slot.asked = None
-        if isinstance(outcome, InferenceResult):
-            try:
-                self._settle(slot, stream_response(encode(outcome, slot.classes, slot.model, streamed=True)))
-                return
-            except Exception as error:
-                failure, message = failure_of(error), error
-        else:
-            failure, message = failure_of(outcome), outcome
-        self._settle(slot, failure if self._strict else _failed(slot.request, message, failure))
+    def _begin_ordered(self, request: OrderedRequest, blobs: list[memoryview], model: ReadyModel) -> None:
+        self._ordered.append(request)
+        try:
+            wanted = self._decode(request.message, blobs, model)
+            request.model, request.classes = model, wanted.classes
+            request.asked = self._requester.ask(model, wanted.call, partial(self._answered, request))
+        except Exception as error:
+            self._settle(request, request.refused(error))
 
-    def _settle(self, slot: _Slot, reply: Reply) -> None:
-        slot.reply = reply
-        nbytes = len(reply) if isinstance(reply, bytes) else 0
-        self._held_nbytes += nbytes - slot.nbytes
-        slot.nbytes = nbytes
-        if self._slots[0] is slot:
+    def _begin_open(self, request: StreamRequest, blobs: list[memoryview], model: ReadyModel) -> None:
+        self._open.add(request)
+        try:
+            wanted = self._decode(request.message, blobs, model)
+            request.model, request.classes = model, wanted.classes
+            request.asked = self._requester.stream(model, wanted.call, partial(self._responded, request))
+        except Exception as error:
+            self._responded(request, request.refused(error), True)
+
+    # -------------------------------------------------------------------------------------------------------- answers
+
+    def _answered(self, request: OrderedRequest, outcome: Outcome) -> None:
+        request.asked = None
+        self._settle(request, request.rendered(outcome, True, self._strict))
+
+    def _settle(self, request: OrderedRequest, reply: Reply) -> None:
+        self._held_nbytes += request.settle(reply)
+        if self._ordered[0] is request:
             self._wake.set()
 
+    def _responded(self, request: StreamRequest, outcome: Outcome | bytes | None, final: bool) -> None:
+        """``bytes`` for a message that is ready to be written."""
+        if final:
+            request.asked = None
+        self._responses.append((request, outcome, final))
+        self._wake.set()
 
-def _refused(request: Any, message: str) -> bytes:
-    """The answer to a request that never ran, as Triton has it: of the response only the id."""
-    return _in_band(message, service_pb2.ModelInferResponse(id=request.id))
+    def _take_replies(self) -> tuple[list[bytes], Failure | None]:
+        """What is to be written next, and what ends the stream after it."""
+        messages: list[bytes] = []
+        nbytes = 0
+        for reply in self._replies():
+            if isinstance(reply, Failure):
+                return messages, reply
+            messages.append(reply)
+            nbytes += len(reply)
+            if nbytes >= _AT_ONCE_NBYTES or len(messages) >= _AT_ONCE_MESSAGES:
+                break
+        return messages, None
 
-
-def _failed(request: Any, error: BaseException, failure: Failure) -> bytes:
-    response = service_pb2.ModelInferResponse(
-        id=request.id, model_name=request.model_name, model_version=request.model_version
-    )
-    response.parameters["triton_final_response"].bool_param = True
-    return _in_band(error.message if isinstance(error, ConchError) else failure.message, response)
-
-
-def _in_band(message: str, response: Any) -> bytes:
-    text = message.encode(errors="replace").decode()
-    encoded: bytes = service_pb2.ModelStreamInferResponse(
-        error_message=text, infer_response=response
-    ).SerializeToString()
-    return encoded
-
-
-def check_streamable(model: ReadyModel) -> None:
-    """Raises ``Unsupported``: several responses to a request are not there yet."""
-    if model.decoupled:
-        raise Unsupported("models with decoupled transaction policy are not supported yet")
+    def _replies(self) -> Iterator[Reply]:
+        """Of both kinds in turns."""
+        ordered, responses = self._ordered, self._responses
+        while True:
+            reply = ordered[0].reply if ordered else None
+            if reply is not None:
+                self._taken_nbytes += ordered.popleft().nbytes
+                yield reply
+            elif not responses:
+                return
+            if responses:
+                request, outcome, final = responses.popleft()
+                if final:
+                    self._open.discard(request)
+                    self._taken_nbytes += request.nbytes
+                if isinstance(outcome, bytes):
+                    yield outcome
+                elif outcome is not None or request.wants_empty_final:
+                    yield request.rendered(outcome, final, self._strict)

@@ -1,11 +1,12 @@
 """The generate extension: one JSON object in, and one out per response, as a reply or as server-sent events."""
 
+from collections import deque
 from math import prod
 from typing import Final
 
 import orjson
 
-from conch.errors import ConchError, InvalidArgument, Unsupported
+from conch.errors import ConchError, Internal, InvalidArgument
 from conch.requester.inference import InferenceCall, InferenceResult, Outcome
 from conch.requester.models import ReadyModel
 from frontends.http.errors import reply_to
@@ -15,6 +16,10 @@ from frontends.http.routes import Match
 from frontends.http.tensor_json import dumps, from_wire
 from frontends.requesting import AskedLike, RequesterLike
 
+_NOT_ONE: Final = (
+    "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
+    "of responses"
+)
 _EVENTS_TYPE: Final = b"Content-Type: text/event-stream; charset=utf-8\r\n"
 
 
@@ -28,66 +33,105 @@ class Generations:
     def generate(self, request: Request, match: Match) -> Pending:
         model, call = self._read(request, match)
         generation = _Generation()
-        generation.asked = self._requester.ask(model, call, generation.answered)
+        generation.asked = self._requester.stream(model, call, generation.responded)
         return generation
 
     def generate_stream(self, request: Request, match: Match) -> Pending:
         """What is wrong with the request itself is an ordinary error, no event."""
         model, call = self._read(request, match)
         stream = _EventStream()
-        stream.asked = self._requester.ask(model, call, lambda outcome: stream.responded(outcome, True))
+        stream.asked = self._requester.stream(model, call, stream.responded)
         return stream
 
     def _read(self, request: Request, match: Match) -> tuple[ReadyModel, InferenceCall]:
         model = self._requester.models.lookup(match.model, match.version)
-        if model.decoupled:
-            raise Unsupported(
-                f"model '{model.name}' has a decoupled transaction policy, which this server does not serve yet"
-            )
         if request.fields.get(b"content-encoding", b"identity") not in (b"identity", b""):
             raise InvalidArgument("Unsupported content-encoding, only 'identity' is supported.")
         return model, decode(request.body, model, self._max_input_nbytes)
 
 
 class _Generation(Pending):
-    __slots__ = ("asked",)
+    """Answered when it is known that the first response is the only one."""
+
+    __slots__ = ("_only", "asked")
 
     asked: AskedLike
 
+    def __init__(self) -> None:
+        self._only: Outcome | None = None
+
     def cancel(self) -> None:
         self.asked.cancel()
+        self._drop()
 
-    def answered(self, outcome: Outcome) -> None:
-        self.finish(_reply, outcome)
+    def responded(self, outcome: Outcome | None, final: bool) -> None:
+        if outcome is not None:
+            if self._only is not None:
+                self._drop()
+                _release(outcome)
+                if not final:
+                    self.asked.cancel()
+                self.finish(_reply, Internal(_NOT_ONE))
+                return
+            self._only = outcome
+        if final:
+            self.finish(_reply, self._only or Internal(_NOT_ONE))
+
+    def _drop(self) -> None:
+        if self._only is not None:
+            _release(self._only)
 
 
 class _EventStream(Streaming):
-    """Responses become events as they come. The first one decides the status."""
+    """Responses become events as they come and as the client reads. The first one decides the status."""
 
-    __slots__ = ("_begun", "asked")
+    __slots__ = ("_begun", "_paused", "_waiting", "asked")
 
     asked: AskedLike
 
     def __init__(self) -> None:
         self._begun = False
+        self._paused = False
+        #: what the client has no room for; as results, these count against their worker's window
+        self._waiting: deque[tuple[Outcome | None, bool]] = deque()
 
     def cancel(self) -> None:
         self.asked.cancel()
+        for outcome, _ in self._waiting:
+            if outcome is not None:
+                _release(outcome)
+        self._waiting.clear()
 
     def resume(self) -> None:
-        """A single response is written whatever the client does."""
+        self._paused = False
+        while self._waiting and not self._paused:
+            self._write(*self._waiting.popleft())
 
-    def responded(self, outcome: Outcome, final: bool) -> None:
-        try:
-            reply = _reply(outcome)
-        except Exception as error:
-            reply = reply_to(error)
+    def responded(self, outcome: Outcome | None, final: bool) -> None:
+        if self._paused:
+            self._waiting.append((outcome, final))
+        else:
+            self._write(outcome, final)
+
+    def _write(self, outcome: Outcome | None, final: bool) -> None:
+        reply = None
+        if outcome is not None:
+            try:
+                reply = _reply(outcome)
+            except Exception as error:
+                reply = reply_to(error)
         if not self._begun:
             self._begun = True
-            self.sink.begin(reply.status, _EVENTS_TYPE)
-        self.sink.write(b"data: %b\n\n" % reply.body)
+            self.sink.begin(200 if reply is None else reply.status, _EVENTS_TYPE)
+        if reply is not None:
+            self._paused = not self.sink.write(b"data: %b\n\n" % reply.body)
         if final:
             self.sink.end()
+
+
+def _release(outcome: Outcome) -> None:
+    if isinstance(outcome, InferenceResult):
+        outcome.release()
 
 
 def _reply(outcome: Outcome) -> Reply:

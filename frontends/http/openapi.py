@@ -30,7 +30,7 @@ _TAGS: Final = (
 
 
 def document(models: ModelTableView, server_id: str) -> dict[str, Any]:
-    """OpenAPI 3.1 as plain data. Models with a decoupled transaction policy are left out: they are not served yet."""
+    """OpenAPI 3.1 as plain data. Models with a decoupled transaction policy have no ``infer``."""
     paths: dict[str, Any] = dict(FIXED_PATHS)
     schemas: dict[str, Any] = dict(SCHEMAS)
     examples: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def document(models: ModelTableView, server_id: str) -> dict[str, Any]:
     tags = [{"name": name, "description": text} for name, text in _TAGS]
     for name in sorted({entry.name for entry in models.index(ready_only=True)}):
         versions = [models.lookup(name, str(version)) for version in models.ready_versions(name)]
-        if not versions or versions[-1].decoupled:
+        if not versions:
             continue
         tags.append({"name": f"model {name}", "description": _described(versions[-1])})
         for model in versions:
@@ -68,6 +68,15 @@ def _described(model: ReadyModel) -> str:
 
 def _model_paths(base: str, model: ReadyModel, described: ModelSchemas, which: str) -> dict[str, Any]:
     events = {"200": {"description": "One event per response", "content": {"text/event-stream": {}}}}
+    infer_answer = json_body(reference(described.infer_response), "The outputs")
+    generate_answer = json_body(reference(described.generate_response), "The outputs")
+    endpoints = [
+        ("infer", "Infer", described.infer, infer_answer),
+        ("generate", "Generate", described.generate, generate_answer),
+        ("generate_stream", "Generate, as server-sent events", described.generate, events),
+    ]
+    if model.decoupled:
+        del endpoints[0]
     return {
         f"{base}/{kind}": {
             "post": {
@@ -77,14 +86,5 @@ def _model_paths(base: str, model: ReadyModel, described: ModelSchemas, which: s
                 "responses": {**answer, **ERROR_RESPONSES},
             }
         }
-        for kind, summary, request, answer in (
-            ("infer", "Infer", described.infer, json_body(reference(described.infer_response), "The outputs")),
-            (
-                "generate",
-                "Generate",
-                described.generate,
-                json_body(reference(described.generate_response), "The outputs"),
-            ),
-            ("generate_stream", "Generate, as server-sent events", described.generate, events),
-        )
+        for kind, summary, request, answer in endpoints
     }

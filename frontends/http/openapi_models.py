@@ -41,8 +41,9 @@ _IN_REGION: Final = record(
 
 class ModelSchemas:
     """``infer`` and ``generate`` are media types (schema and examples) of the requests; ``infer_response`` and
-    ``generate_response`` names of schemas. ``schemas`` and ``examples`` are to be added to the document; the examples
-    have ``example_elements`` elements, which are at most ``max_example_elements``."""
+    ``generate_response`` names of schemas. Decoupled models have none for ``infer``. ``schemas`` and ``examples`` are
+    to be added to the document; the examples have ``example_elements`` elements, which are at most
+    ``max_example_elements``."""
 
     def __init__(self, model: ReadyModel, prefix: str, max_example_elements: int) -> None:
         self._model = model
@@ -50,16 +51,18 @@ class ModelSchemas:
         self.infer_response = f"{prefix}_infer_response"
         self.generate_response = f"{prefix}_generate_response"
         self.schemas = {
-            f"{prefix}_infer_request": self._infer_request(),
-            self.infer_response: self._infer_response(),
             f"{prefix}_generate_request": self._generate_request(),
             self.generate_response: self._generate_response(),
         }
+        if not model.decoupled:
+            self.schemas[f"{prefix}_infer_request"] = self._infer_request()
+            self.schemas[self.infer_response] = self._infer_response()
         data = _example_data(model, min(max_example_elements, _MAX_EXAMPLE_ELEMENTS))
         self.example_elements = sum(map(len, data.values()))
         self.examples: dict[str, Any] = {}
         if data:
-            self.examples[f"{prefix}_infer"] = {"value": self._infer_example(data)}
+            if not model.decoupled:
+                self.examples[f"{prefix}_infer"] = {"value": self._infer_example(data)}
             self.examples[f"{prefix}_generate"] = {"value": {name: _single(values) for name, values in data.items()}}
         self.infer = self._media(f"{prefix}_infer_request", f"{prefix}_infer")
         self.generate = self._media(f"{prefix}_generate_request", f"{prefix}_generate")

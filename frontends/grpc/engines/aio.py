@@ -130,11 +130,12 @@ class AioEngine:
         failure = None
         replies = self._application.stream(_call(method, b"", context), requests)
         try:
-            async for reply in replies:
-                if type(reply) is Failure:
-                    failure = reply
+            async for messages in replies:
+                if isinstance(messages, Failure):
+                    failure = messages
                     break
-                await context.write(reply)
+                for message in messages:
+                    await context.write(message)
         except Exception:
             if context.cancelled():
                 failure = Failure(CANCELLED, "")

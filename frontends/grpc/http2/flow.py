@@ -1,6 +1,7 @@
 """Flow control of what is sent, and how often clients may do what costs more than it brings."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from frontends.grpc.http2.frames import (
@@ -36,12 +37,21 @@ class Output:
         #: whole frames that end the stream, None while there may be more data
         self.end: bytes | None = None
 
-    def add(self, message: Buffer, compressed: bool) -> None:
-        """A gRPC message."""
-        self._pieces.append(memoryview(compressed.to_bytes() + len(message).to_bytes(4, "big")))
-        if len(message):
-            self._pieces.append(memoryview(message))
-        self.nbytes += len(message) + 5
+    def add(self, messages: Iterable[Buffer], compressed: bool) -> None:
+        """gRPC messages. Small ones become one piece."""
+        flag = compressed.to_bytes()
+        joined: list[Buffer] = []
+        for message in messages:
+            nbytes = len(message)
+            self.nbytes += nbytes + 5
+            joined += (flag, nbytes.to_bytes(4, "big"))
+            if nbytes <= _JOINED_NBYTES:
+                joined.append(message)
+            else:
+                self._pieces += (memoryview(b"".join(joined)), memoryview(message))
+                joined.clear()
+        if joined:
+            self._pieces.append(memoryview(b"".join(joined)))
 
     def take(self, number: int, nbytes: int, max_frame_nbytes: int) -> list[Buffer]:
         """The next ``nbytes`` of data (at most what there is) as frames of stream ``number``, without a copy."""

@@ -107,13 +107,13 @@ class StreamRpc(Rpc):
         head, failure = self.head, None
         replies = self.connection.engine.application.stream(Call(head.method, b"", head.metadata, self.deadline), self)
         try:
-            async for reply in replies:
+            async for messages in replies:
                 if self.closed:
                     break
-                if isinstance(reply, Failure):
-                    failure = reply
+                if isinstance(messages, Failure):
+                    failure = messages
                     break
-                await self._write(reply)
+                await self._write(messages)
         except Exception:
             logger.exception("a stream failed")
             failure = BUG
@@ -132,17 +132,16 @@ class StreamRpc(Rpc):
             output.end = trailers(self.number, failure_trailers(Failure(0, ""), False))
         self.connection.sender.send(self, self.connection.engine.now)
 
-    async def _write(self, reply: bytes) -> None:
-        """Returns when all of it is on its way: there is at most one reply that waits for the client."""
+    async def _write(self, messages: list[bytes]) -> None:
+        """Returns when all of them are on their way: no others wait for the client."""
         encoding = self.encoding if self.connection.engine.encoding else ""
         if encoding:
-            smaller = self.compressing(reply, encoding)
-            reply = smaller if isinstance(smaller, bytes) else await smaller
+            messages = [await self._compressed(message, encoding) for message in messages]
         output = self.output = self.output or Output()
         if not self.headers_sent:
             self.headers_sent = True
             output.head = response_headers(self.number, encoding)
-        output.add(reply, bool(encoding))
+        output.add(messages, bool(encoding))
         self.connection.sender.send(self, self.connection.engine.now)
         while output.nbytes and not self.closed:
             self._taken = self.connection.engine.loop.create_future()
@@ -150,6 +149,10 @@ class StreamRpc(Rpc):
                 await self._taken
             finally:
                 self._taken = None
+
+    async def _compressed(self, message: bytes, encoding: str) -> bytes:
+        smaller = self.compressing(message, encoding)
+        return smaller if isinstance(smaller, bytes) else await smaller
 
     def written(self) -> None:
         if self.output is not None and self.output.end is not None:

@@ -100,7 +100,7 @@ class UnaryRpc(Rpc):
         output = self.output = Output()
         output.head = response_headers(self.number, encoding)
         self.headers_sent = True
-        output.add(reply, bool(encoding))
+        output.add([reply], bool(encoding))
         output.end = trailers(self.number, OK_TRAILERS)
         self.connection.sender.send(self, self.connection.engine.now)
 

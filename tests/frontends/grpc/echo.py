@@ -10,7 +10,7 @@ import grpc.aio
 
 from conch.settings import Settings
 from frontends.grpc.engines import make_engine
-from frontends.grpc.exchange import Call, Engine, Failure, Payload, Pending, Reply
+from frontends.grpc.exchange import Call, Engine, Failure, Payload, Pending, Replies, Reply
 from frontends.listening import bind
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -54,9 +54,9 @@ class Echo:
                 return held
         return payload
 
-    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
+    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Replies]:
         async for request in requests:
-            yield bytes(request)
+            yield [bytes(request)]
 
 
 class Serving:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from frontends.grpc.exchange import Call, Payload, Reply
+from frontends.grpc.exchange import Call, Payload, Replies
 from tests.frontends.grpc.echo import Echo
 from tests.frontends.grpc.http2 import HEADERS, PREFACE, frame, headers
 from tests.frontends.grpc.http2 import message as data_frame
@@ -262,10 +262,10 @@ class Reluctant(Echo):
         super().__init__()
         self.go = asyncio.Semaphore(0)
 
-    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Reply]:
+    async def stream(self, call: Call, requests: AsyncIterator[Payload]) -> AsyncIterator[Replies]:
         await self.go.acquire()
         async for request in requests:
-            yield bytes(request)
+            yield [bytes(request)]
             await self.go.acquire()
 
 

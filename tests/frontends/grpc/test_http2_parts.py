@@ -227,8 +227,8 @@ def test_inflating_stops_at_the_limit() -> None:
 def test_output(messages: list[bytes], windows: list[int]) -> None:
     output = Output()
     output.head = b"head"
-    for message in messages:
-        output.add(message, False)
+    output.add(messages[:1], False)
+    output.add(messages[1:], False)
     output.end = b"end"
     sent = b""
     for window in itertools.cycle(windows):

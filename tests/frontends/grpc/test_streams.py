@@ -100,10 +100,9 @@ def test_errors_are_answers(frontend: Frontend) -> None:
         simple_request("nope", id="2"),
         short,
         failing_request("4"),
-        typed_request("stream", "INT32", (1,), int_contents=[1]),
         simple_request(id="6"),
     ]
-    first, unknown, invalid, failed, decoupled, last = frontend.stream(requests)
+    first, unknown, invalid, failed, last = frontend.stream(requests)
     assert (first.infer_response.id, last.infer_response.id) == ("1", "6")
     assert unknown == pb.ModelStreamInferResponse(
         error_message="Request for unknown model: 'nope' is not found",
@@ -114,7 +113,6 @@ def test_errors_are_answers(frontend: Frontend) -> None:
     expected = pb.ModelInferResponse(id="4", model_name="failing")
     set_all(expected.parameters, {"triton_final_response": True})
     assert failed == pb.ModelStreamInferResponse(error_message="broken", infer_response=expected)
-    assert decoupled.error_message == "models with decoupled transaction policy are not supported yet"
 
 
 def test_long_errors_are_whole(frontend: Frontend) -> None:

@@ -33,6 +33,8 @@ uvloop.new_event_loop().close()
 
 MAX_INPUT_NBYTES = 1 << 20
 COPY_LIMIT_NBYTES = 64 * 1024
+#: responses to one request that may be unread, as between a worker and a requester
+WINDOW = 128
 ADDRESS = "127.0.0.1"
 
 
@@ -76,6 +78,7 @@ MODELS = [
     config("scores", "FP32", [5], max_batch_size=8, label_filename="labels.txt"),
     config("scores_int", "INT32", [-1], label_filename="labels.txt"),
     config("stream", "INT32", [1], decoupled=True),
+    config("count", "INT32", [1], decoupled=True),
     config("held", "INT32", [1]),
     config("failing", "BYTES", [1]),
     config("a b+c.d", "INT32", [1]),
@@ -89,6 +92,60 @@ def table(server: str = "ready", extra: tuple[ModelEntry, ...] = ()) -> ModelTab
         text = msgspec.json.encode(model).decode()
         entries.append(ModelEntry(model["name"], 1, "READY", "", True, text, labels))
     return ModelTable(1, 1, server, (*entries, *extra))  # type: ignore[arg-type]
+
+
+class StubStream:
+    """One decoupled request: the test, or ``count``, responds. As a worker does, ``count`` waits for what is read."""
+
+    def __init__(self, requester: "StubRequester", model: ReadyModel, call: InferenceCall, on_response: Any) -> None:
+        self._requester = requester
+        self._model = model
+        self._call = call
+        self._on_response: Callable[[Outcome | None, bool], None] | None = on_response
+        self.value = int.from_bytes(call.inputs[0].data, "little")
+        self.unread = 0
+        self.sent = 0
+
+    @property
+    def open(self) -> bool:
+        return self._on_response is not None
+
+    def cancel(self) -> None:
+        assert self._on_response is not None
+        self._on_response = None
+        self._requester.cancelled += 1
+
+    def respond(self, value: int | ConchError | None, final: bool = False, nbytes: int = 4) -> None:
+        """None: nothing but the final flag."""
+        outcome: Outcome | None = None
+        if isinstance(value, ConchError):
+            outcome = value
+        elif value is not None:
+            self.unread += 1
+            self._requester.borrowed += 1
+            data = value.to_bytes(nbytes, "little", signed=True)
+            tensor = OutputTensor("OUTPUT0", "INT32", (nbytes // 4,), data)
+            model, call = self._model, self._call
+            outcome = InferenceResult(model.name, model.version, call.client_id, {}, [tensor], self._read)
+        assert self._on_response is not None
+        on_response = self._on_response
+        if final:
+            self._on_response = None
+        on_response(outcome, final)
+
+    def _read(self) -> None:
+        self.unread -= 1
+        self._requester.released += 1
+        if self._model.name == "count":
+            asyncio.get_running_loop().call_soon(self.count)
+
+    def count(self) -> None:
+        while self._on_response is not None and self.unread < WINDOW:
+            if self.sent == self.value:
+                self.respond(None, True)
+            else:
+                self.sent += 1
+                self.respond(self.sent)
 
 
 class StubAsked:
@@ -111,7 +168,8 @@ class StubRequester:
     """Answers like a requester: ``simple`` adds and subtracts, everything else echoes.
 
     Answers over 64 KiB are borrowed: what they point to is overwritten the moment that they are released.
-    ``held`` waits until the test calls ``finish_held``; ``failing`` raises the error whose name is its input.
+    ``held`` waits until the test calls ``finish_held``; ``failing`` raises the error whose name is its input. Of the
+    decoupled models, ``count`` answers 1 … to its input, and ``stream`` what the test says in ``streams``.
     """
 
     def __init__(self) -> None:
@@ -121,6 +179,7 @@ class StubRequester:
         self.server_settings = ServerSettings(1, LogSettings(), {"": TraceSettings()})
         self.on_settings: Callable[[ServerSettings], None] | None = None
         self.held: list[tuple[StubAsked, Outcome]] = []
+        self.streams: list[StubStream] = []
         self.cancelled = 0
         self.borrowed = 0
         self.released = 0
@@ -143,6 +202,17 @@ class StubRequester:
         else:
             asyncio.get_running_loop().call_soon(asked.answer, outcome)
         return asked
+
+    def stream(self, model: ReadyModel, call: InferenceCall, on_response: Any) -> StubAsked | StubStream:
+        if not model.decoupled:
+            return self.ask(model, call, lambda outcome: on_response(outcome, True))
+        validate(model, call)
+        self.submitted.append(call)
+        stream = StubStream(self, model, call, on_response)
+        self.streams.append(stream)
+        if model.name == "count":
+            asyncio.get_running_loop().call_soon(stream.count)
+        return stream
 
     def finish_held(self) -> None:
         held, self.held = self.held, []

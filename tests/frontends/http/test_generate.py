@@ -189,12 +189,6 @@ def test_compressed_bodies_are_refused(frontend: Frontend) -> None:
     assert (status, text) == (400, b'{"error":"Unsupported content-encoding, only \'identity\' is supported."}')
 
 
-def test_decoupled_models_are_not_served_yet(frontend: Frontend) -> None:
-    for kind in ("generate", "generate_stream"):
-        status, _, answer = generate(frontend, "stream", {"INPUT0": 1}, kind)
-        assert status == 501 and "decoupled" in answer["error"]
-
-
 @pytest.mark.parametrize("error", [Internal("it broke"), QueueTimeout("waited too long"), NotReady("gone")])
 def test_failed_responses(frontend: Frontend, error: Any) -> None:
     """The first response decides the status of a stream; the error is an event."""

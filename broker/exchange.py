@@ -52,6 +52,7 @@ from conch.messages import (
     ObserverHello,
     PeerStatus,
     Ready,
+    Preparing,
     RegionTable,
     Request,
     RequesterHello,
@@ -187,7 +188,7 @@ class Exchange:
         match message:
             case RequesterHello() | ObserverHello() | WorkerHello() | LauncherHello():
                 self._hello(peer, message, now)
-            case Spawned() | SpawnFailed() | Died():
+            case Preparing() | Spawned() | SpawnFailed() | Died():
                 if self._peers.launcher is not None and self._peers.launcher[0] == peer:
                     self._from_launcher(message, now)
             case Completed() | LoadFailed() | Checked():
@@ -318,7 +319,7 @@ class Exchange:
         memory_fault = died.signal == signal.SIGBUS
         return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now, memory_fault)
 
-    def _from_launcher(self, message: Spawned | SpawnFailed | Died, now: float) -> None:
+    def _from_launcher(self, message: Preparing | Spawned | SpawnFailed | Died, now: float) -> None:
         match message:
             case Spawned(worker, pid):
                 self._live(self._lifecycle.spawned(worker, pid, now), now)
@@ -331,6 +332,8 @@ class Exchange:
                 )
                 self._live(lives, now)
 
+            case Preparing(worker):
+                self._live(self._lifecycle.preparing(worker, now), now)
     def _from_worker(self, message: Completed | LoadFailed | Checked, now: float) -> None:
         match message:
             case Completed(worker, config, ends):

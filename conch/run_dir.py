@@ -29,6 +29,7 @@ class RunDir:
     supervisor.sock       supervisord's control socket (``supervisorctl``, ``conch status``)
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
     workers/ID.json       one per live worker, written by the launcher, for its successor
+    packages/             links to our packages, for workers in an environment of their own
     loaded.json           explicit loads and overrides, written by the broker, for its successor
     settings.json         log and trace settings that clients changed, likewise; gone when supervisord starts
     logs/                 one file per process, and models/NAME.log per model
@@ -45,6 +46,7 @@ class RunDir:
         self.supervisor_socket = self.path / "supervisor.sock"
         self.requesters = self.path / "requesters"
         self.workers = self.path / "workers"
+        self.packages = self.path / "packages"
         self.loaded = self.path / "loaded.json"
         self.changed_settings = self.path / "settings.json"
         self.logs = self.path / "logs"

@@ -31,9 +31,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """See ``conch serve --help`` for what the Triton flags mean.
 
     ``run_dir`` empty means the default for ``http_port``; ``from_environ`` fills it in. ``metrics_address`` empty means
-    ``http_address``. ``frontend_arena_nbytes`` and ``worker_arena_nbytes`` cap the shared memory that one frontend
-    holds for inputs and one worker for outputs. ``max_inflight`` caps the requests that one frontend holds at a time.
-    Times of gRPC are milliseconds; a ``grpc_max_connection_age`` of 0 is no limit.
+    ``http_address``; ``environment_cache_dir`` empty, a folder in the user's cache. ``frontend_arena_nbytes`` and
+    ``worker_arena_nbytes`` cap the shared memory that one frontend holds for inputs and one worker for outputs.
+    ``max_inflight`` caps the requests that one frontend holds at a time. Times of gRPC are milliseconds; a
+    ``grpc_max_connection_age`` of 0 is no limit.
     """
 
     run_dir: str = ""
@@ -99,6 +100,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_load_thread_count: int = 4
     model_load_retry_count: int = 0
     backend_config: tuple[str, ...] = ()
+    backend_directory: str = ""
+
+    environment_cache_dir: str = ""
 
     log_verbose: int = 0
     log_info: bool = True
@@ -125,6 +129,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             settings = msgspec.structs.replace(settings, run_dir=run_dir)
         settings.check()
         return settings
+
+    @property
+    def environment_cache(self) -> str:
+        """Where the environments that models ask for are kept once they are made."""
+        if self.environment_cache_dir:
+            return os.path.abspath(self.environment_cache_dir)
+        return os.path.join(_user_cache_dir() or self.run_dir, "conch")
 
     def to_environ(self) -> dict[str, str]:
         """The variables that ``from_environ`` turns into these settings again; defaults are left out."""
@@ -213,6 +224,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.allow_client_shm != "auto":
             return self.allow_client_shm == "true"
         return all(_is_loopback(address) for endpoint, address, _ in self.endpoints() if endpoint != "metrics")
+
+
+def _user_cache_dir() -> str:
+    """Empty if there is none."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):
+        return given
+    home = os.environ.get("HOME", "")
+    return os.path.join(home, ".cache") if os.path.isdir(home) and os.access(home, os.W_OK) else ""
 
 
 def _is_loopback(address: str) -> bool:

@@ -16,6 +16,8 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Set
+from pathlib import Path
 
 import zmq
 
@@ -29,6 +31,7 @@ from conch.messages import (
     Fault,
     Kill,
     LauncherHello,
+    Preparing,
     ServerSettings,
     Spawn,
     Spawned,
@@ -41,6 +44,7 @@ from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
 from shm.sweep import sweep
 from workers import live
+from workers.environments.starts import Starts
 from workers.live import LiveProcess
 from workers.template_process import TemplateProcess
 
@@ -58,7 +62,7 @@ _RETRY_S = 0.005
 _HANDOVER_ATTEMPTS = 200
 _STOP_LOOK_S = 0.1
 
-Report = Spawned | SpawnFailed | Died
+Report = Preparing | Spawned | SpawnFailed | Died
 
 
 class Pending:
@@ -104,6 +108,7 @@ class Launcher:
         self._template: Template | None = None
         self._use(template)
         self._template_due = 0.0
+        self._environments = Starts(self._poll, self._run_dir, Path(settings.environment_cache))
         self._stop_deadline: float | None = None
         self._terminated = False
         self._again = False
@@ -125,6 +130,7 @@ class Launcher:
             for descriptor in [*self._handover_attempts, *(ready.keys() & self._live.keys())]:
                 if descriptor in self._live:
                     self._bury(descriptor)
+            self._look_after_environments(ready.keys())
             self._look_at_time()
             self._talk()
 
@@ -133,6 +139,7 @@ class Launcher:
             os.close(worker.descriptor)
         if self._template is not None:
             self._template.process.close()
+        self._environments.stop()
         self._broker.close()
         self._context.term()
 
@@ -155,7 +162,8 @@ class Launcher:
             self._again = True
             match message:
                 case Spawn():
-                    self._pending[message.worker] = Pending(message)
+                    if not self._environments.takes(message):
+                        self._pending[message.worker] = Pending(message)
                 case Kill():
                     self._kill(message.worker)
                 case Welcome():
@@ -179,6 +187,7 @@ class Launcher:
             if not self._broker.send_nowait(LauncherHello(PROTOCOL_VERSION, os.getpid(), tuple(workers))):
                 return
             self._hello_due = False
+            self._environments.forget()
         while self._welcomed and self._reports and self._broker.send_nowait(self._reports[0]):
             report = self._reports.popleft()
             if isinstance(report, Died):
@@ -188,6 +197,7 @@ class Launcher:
     def _kill(self, worker_id: str) -> None:
         if worker_id in self._pending:
             self._pending[worker_id].killed = True
+        self._environments.kill(worker_id)
         for worker in self._live.values():
             if worker.file.worker == worker_id:
                 worker.kill()
@@ -220,6 +230,11 @@ class Launcher:
                     self._reports.append(message)
             else:
                 self._born(message, pending)
+
+    def _look_after_environments(self, ready: Set[int]) -> None:
+        for worker in self._environments.advance(ready):
+            self._born(worker.message, Pending(worker.spawn))
+        self._reports += self._environments.take_reports()
 
     def _born(self, message: Spawned, pending: Pending | None) -> None:
         worker = live.born(message.worker, message.pid, self._run_dir)
@@ -293,6 +308,7 @@ class Launcher:
         ours = {worker.file.pid for worker in self._live.values()}
         if self._template is not None:
             ours.add(self._template.process.popen.pid)
+        ours |= self._environments.pids
         while not self._pending:  # a pending worker could be among them
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -314,6 +330,9 @@ class Launcher:
         if self._template is None:
             waits.append(self._template_due - now)
         waits += [pending.deadline - now for pending in self._pending.values()]
+        deadline = self._environments.next_deadline
+        if deadline is not None:
+            waits.append(deadline - now)
         if self._stop.received:
             waits.append(_STOP_LOOK_S)
         return max(0.0, min(waits))
@@ -331,6 +350,7 @@ class Launcher:
         """After a stop signal: whether nothing is left to do. Ends the workers when nobody else will."""
         if not self._stop.received:
             return False
+        self._environments.stop()
         if not self._live and not self._pending:
             return True
         now = time.monotonic()

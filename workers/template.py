@@ -12,7 +12,6 @@ twice: the process in between ends at once, which makes the worker a child of th
 
 import gc
 import importlib
-import logging
 import os
 import signal
 import socket
@@ -23,19 +22,16 @@ import msgspec
 
 from conch import process
 from conch.channels.seqpacket import MAX_MESSAGE_NBYTES
-from conch.messages import Fault, Spawn, Spawned, SpawnFailed
+from conch.messages import Spawn
 from conch.settings import Settings
-from workers import worker
+from workers import birth
 from workers.backends.base import backend_class
-
-logger = logging.getLogger("conch.workers.template")
 
 #: how long without a request before more is imported
 _IDLE_S = 0.5
 _COMMON_MODULES = ("numpy.random", "asyncio")
 
 _decode = msgspec.msgpack.Decoder(Spawn).decode
-_encode = msgspec.msgpack.Encoder().encode
 
 
 def main() -> None:
@@ -64,7 +60,7 @@ def main() -> None:
             _assert_single_threaded()
             _fork_and_wait(_fork_worker, spawn, settings, launcher)
         except (OSError, RuntimeError) as error:
-            _report_failure(launcher, spawn, error)
+            birth.report_failure(launcher, spawn, error)
 
 
 def _warm_up_further() -> None:
@@ -96,25 +92,11 @@ def _fork_worker(spawn: Spawn, settings: Settings, launcher: socket.socket) -> N
     try:
         child = os.fork()
     except OSError as error:
-        _report_failure(launcher, spawn, error)
+        birth.report_failure(launcher, spawn, error)
         os._exit(1)
     if child:
         os._exit(0)
-    try:
-        worker.enter(spawn, settings)
-        launcher.send(_encode(Spawned(spawn.worker, os.getpid())))
-        launcher.close()
-    except OSError as error:
-        _report_failure(launcher, spawn, error)
-        os._exit(1)
-    worker.run_and_exit(spawn, settings)
-
-
-def _report_failure(launcher: socket.socket, spawn: Spawn, error: Exception) -> None:
-    logger.error("cannot start a process for %s: %s", spawn.instance_name, error)
-    reason = error.strerror if isinstance(error, OSError) else error  # without a path: clients read it
-    fault = Fault("Internal", f"cannot start a process for '{spawn.instance_name}': {reason}")
-    launcher.send(_encode(SpawnFailed(spawn.worker, fault)))
+    birth.live(spawn, settings, launcher)
 
 
 if __name__ == "__main__":

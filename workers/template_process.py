@@ -6,6 +6,12 @@ import sys
 import time
 
 
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Runs one of our modules with this interpreter, which has to find the same modules as this process."""
+    flags = ["-P"] if getattr(sys.flags, "safe_path", False) else []
+    return [sys.executable, *flags, "-m", module, *arguments]
+
+
 class TemplateProcess:
     """``connection``: SEQPACKET, to the template and to what it is forking; end of file when all of these are gone or
     have said what they had to say. ``started``: monotonic, in seconds."""
@@ -13,10 +19,8 @@ class TemplateProcess:
     def __init__(self) -> None:
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            # the template's interpreter has to find the same modules as this one
-            flags = ["-P"] if getattr(sys.flags, "safe_path", False) else []
             self.popen = subprocess.Popen(
-                [sys.executable, *flags, "-m", "workers.template", str(theirs.fileno())],
+                module_command("workers.template", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,

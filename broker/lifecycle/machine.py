@@ -7,7 +7,7 @@ A pure machine: every public method takes an event and returns what is to be don
     LauncherHello        dispatcher.launcher_hello first (worker_lost for those that it returns), then launcher_hello()
     launcher died        launcher_gone()
     WorkerHello          dispatcher.worker_hello first; if that says False: Kill, and not a word to this machine
-    Spawned, SpawnFailed, Completed, Ready, LoadFailed      the method of that name
+    Preparing, Spawned, SpawnFailed, Completed, Ready, LoadFailed      the method of that name
     Died                 dispatcher.worker_lost(worker, machine.death_fault(died), now) -> retrying, then
                          died(…, counts_against_budget=not retrying)
     LoadModel, UnloadModel, AskReady, Checked      load(), unload(), ask_ready(), checked()
@@ -255,10 +255,18 @@ class Lifecycle:
         self._roster.launcher_present = False
         return self._take(now)
 
+    def preparing(self, worker: str, now: float) -> list[LifecycleInstruction]:
+        """The launcher makes an environment for it: its time begins when it is started."""
+        known = self._roster.workers.get(worker)
+        if known is not None:
+            self._roster.is_preparing(known)
+        return self._take(now)
+
     def spawned(self, worker: str, pid: int, now: float) -> list[LifecycleInstruction]:
         known = self._roster.workers.get(worker)
         if known is not None:
             known.pid = pid
+            self._roster.is_prepared(known, now)
         elif worker not in self._roster.strays:
             self._roster.kill_unknown(worker)
         return self._take(now)
@@ -267,6 +275,9 @@ class Lifecycle:
         """The launcher could not start it: nothing will be heard of it again."""
         known = self._roster.workers.get(worker)
         if known is not None:
+            instance = known.instance
+            if fault.kind != "Internal" and instance is not None and instance.state != "ready":
+                self._keeper.instance_failed(instance, fault, now)
             self._keeper.worker_died(known, fault.message, counts=True, now=now)
         return self._take(now)
 

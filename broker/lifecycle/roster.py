@@ -26,10 +26,13 @@ class Worker:
     """A process. ``instance`` is None once nobody wants it; ``slot`` then counts it among those leaving.
 
     ``deadline``: killed if it has not come further by then. ``killed``: a ``Kill`` was sent, perhaps to a launcher that
-    died, so that it is repeated to the next one.
+    died, so that it is repeated to the next one. ``preparing``: the launcher makes its environment first.
     """
 
-    __slots__ = ("id", "name", "version", "instance_name", "instance", "slot", "pid", "deadline", "killed", "timed_out")
+    __slots__ = (
+        *("id", "name", "version", "instance_name", "instance", "slot", "pid"),
+        *("deadline", "killed", "timed_out", "preparing"),
+    )
 
     def __init__(self, id: str, name: str, version: int, instance_name: str) -> None:
         self.id = id
@@ -42,6 +45,7 @@ class Worker:
         self.deadline = inf
         self.killed = False
         self.timed_out = False
+        self.preparing = False
 
 
 class Stray:
@@ -116,6 +120,18 @@ class Roster:
         instance.is_ready(now)
 
     def _enlist(self, id: str, instance: Instance) -> Worker:
+    def is_preparing(self, worker: Worker) -> None:
+        """The launcher sees to it that this ends."""
+        worker.preparing = True
+        worker.deadline = inf
+
+    def is_prepared(self, worker: Worker, now: float) -> None:
+        """It has been started. It may have come further by itself meanwhile."""
+        instance = worker.instance
+        if worker.preparing and instance is not None and instance.state in ("starting", "loading"):
+            worker.deadline = now + self._load_timeout_s
+        worker.preparing = False
+
         worker = Worker(id, instance.copy.name, instance.copy.version, instance.plan.name)
         worker.instance = instance
         instance.worker = id

@@ -150,7 +150,8 @@ FLAGS: tuple[Flag, ...] = (
     *_later("Logging", "trace-rate trace-count trace-log-frequency", int, "deprecated; request tracing"),
     # ----------------------------------------------------------------------------------------------------- backends
     _setting("Backends", "backend_config", "BACKEND,KEY=VALUE (may be repeated)"),
-    *_later("Backends", "backend-directory", str, "backends are Python modules of Conch"),
+    _setting("Backends", "environment_cache_dir", "folder for models' own environments; default: in the user's cache"),
+    _setting("Backends", "backend_directory", "folder of Python-based backends: NAME/model.py serves models of NAME"),
     *_later("Backends", "cache-config cache-directory", str, "response cache"),
     *_later("Backends", "response-cache-byte-size", int, "deprecated; response cache"),
     *_later("Backends", "rate-limit rate-limit-resource", str, "rate limiter"),

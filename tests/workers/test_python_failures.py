@@ -165,7 +165,6 @@ def test_a_missing_file(stage: Stage) -> None:
     ("config", "what"),
     [
         ({"model_transaction_policy": {"decoupled": True}}, "the decoupled transaction policy"),
-        ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "/env.tar.gz"}}}, "EXECUTION_ENV_PATH"),
     ],
 )
 def test_what_is_not_there_yet(stage: Stage, config: dict[str, object], what: str) -> None:

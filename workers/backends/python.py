@@ -22,8 +22,6 @@ from workers.python_utils.tensor import Tensor
 
 logger = logging.getLogger("conch.workers.backends.python")
 
-#: parameters of Triton's Python backend that are not there yet, and would change what a model sees
-_ABSENT_PARAMETERS = ("EXECUTION_ENV_PATH",)
 #: shapes of outputs that are remembered, so that they need not be looked at again
 _MOST_LOOKED_AT = 1000
 
@@ -53,9 +51,6 @@ class Backend(BaseBackend):
     def load(self) -> None:
         instance = self.instance
         config = decode_config(instance.config)
-        for parameter in _ABSENT_PARAMETERS:
-            if config.parameter(parameter):
-                raise LoadError(f"unable to load model '{instance.model}': {parameter} is not supported yet")
         if config.decoupled:
             raise LoadError(
                 f"unable to load model '{instance.model}': the decoupled transaction policy is not supported yet"

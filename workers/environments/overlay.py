@@ -1,0 +1,68 @@
+"""What a worker needs beside the model's own packages: taken from the environment, or laid behind it.
+
+One folder per interpreter ABI, made once. It comes last in ``sys.path``, so that whatever the environment has itself is
+what the model and the worker both use.
+"""
+
+import hashlib
+import re
+import shlex
+from pathlib import Path
+from typing import Final
+
+from workers.environments import interpreters
+from workers.environments.cache import Cache
+from workers.environments.failures import EnvironmentFailed, telling
+from workers.environments.interpreters import OLDEST, Interpreter
+
+#: module -> package, and the oldest version that works
+MODULES: Final = {"zmq": "pyzmq", "msgspec": "msgspec", "posix_ipc": "posix_ipc", "numpy": "numpy"}
+OLDEST_VERSIONS: Final = {"pyzmq": (24, 0), "msgspec": (0, 18), "posix_ipc": (1, 0), "numpy": (1, 22)}
+REQUIREMENTS: Final = tuple(
+    f"{package}>={'.'.join(str(number) for number in oldest)}" for package, oldest in OLDEST_VERSIONS.items()
+)
+
+
+def check(interpreter: Interpreter) -> tuple[str, ...]:
+    """The packages that are missing. Raises ``EnvironmentFailed`` where Python or a package is too old: nothing that
+    comes behind the environment could help."""
+    if interpreter.version[:2] < OLDEST:
+        raise EnvironmentFailed(
+            f"it is for {interpreter.name}, and workers need Python {OLDEST[0]}.{OLDEST[1]} or newer; "
+            "make the environment with a newer one"
+        )
+    for package, version in interpreter.found.items():
+        oldest = OLDEST_VERSIONS[package]
+        if version and _numbers(version) < oldest:
+            wanted = next(text for text in REQUIREMENTS if text.startswith(package))
+            raise EnvironmentFailed(
+                f"its {package} {version} is too old for workers; change that to {wanted}, or remove it where the "
+                "model does not need it"
+            )
+    return tuple(package for package in OLDEST_VERSIONS if package not in interpreter.found)
+
+
+def behind(python: Path, folder: Path, interpreter: Interpreter, cache: Cache) -> tuple[str, ...]:
+    """The folders that are to come last in ``sys.path`` of the environment in ``folder``; none where nothing is
+    missing. Raises ``EnvironmentFailed``."""
+    missing = check(interpreter)
+    if not missing:
+        return ()
+    digest = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()[:16]
+    key = re.sub(r"[^\w.-]", "_", f"overlay-{interpreter.abi}-{interpreter.platform}-{digest}")
+
+    def make(content: Path) -> None:
+        command = [*interpreters.pip(python, interpreter.pip), "install", "--target", str(content), *REQUIREMENTS]
+        status, printed = interpreters.run(command, folder, content)
+        if status != 0:
+            raise EnvironmentFailed(
+                f"it lacks {', '.join(missing)}, which workers need, and pip cannot get them for {interpreter.name}:\n"
+                f"{telling(printed)}\n"
+                f"install them into the environment: pip install {shlex.join(REQUIREMENTS)}"
+            )
+
+    return (str(cache.made(key, make)),)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from broker import status
+from broker.custom_metrics import CustomMetrics, MetricsCalls
 from broker.lifecycle import Lifecycle, LifecycleInstruction
 from broker.outbox import Outbox
 from broker.outlet import Outlet
@@ -14,6 +15,7 @@ from broker.server_settings import SettingsKeeper
 from broker.tables import Tables
 from conch.messages import (
     Answer,
+    AskMetrics,
     AskReady,
     AskStatistics,
     AskStatus,
@@ -21,6 +23,7 @@ from conch.messages import (
     LoadModel,
     RegisterCudaRegion,
     RegisterRegion,
+    ReportMetrics,
     ServerStatus,
     ToBroker,
     UnloadModel,
@@ -36,6 +39,7 @@ Call = (
     | AskReady
     | AskStatistics
     | AskStatus
+    | AskMetrics
     | RegisterRegion
     | RegisterCudaRegion
     | UnregisterRegions
@@ -73,6 +77,7 @@ class Calls:
         self._peers = peers
         self._live = live
         self._server_status = server_status
+        self.metrics = MetricsCalls(CustomMetrics(), outbox.tell)
 
     def receive(self, peer: bytes, call: ToBroker, now: float) -> None:
         """A call of a requester or observer that has said HELLO; anything else is nobody's business here."""
@@ -90,6 +95,9 @@ class Calls:
                 self._live(self._lifecycle.ask_ready(name, version, now, peer.decode(), number), now)
             case AskStatus():
                 self._outbox.tell(peer, Answer(call.call, None, self._server_status()))
+            case AskMetrics():
+                for worker in self.metrics.ask(peer, call, self._peers.workers, now):
+                    self._outbox.tell(b"C" + worker.encode(), ReportMetrics())
             case RegisterRegion() | RegisterCudaRegion() | UnregisterRegions():
                 self._region_call(peer, call, now)
             case UpdateLogSettings() | UpdateTraceSettings():

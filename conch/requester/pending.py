@@ -409,7 +409,7 @@ class Pending:
     def _hello(self, now: float) -> Send:
         self._said_hello_at = now
         awaited = tuple(
-            Awaited(request.id, request.attempt, request.model, request.version)
+            Awaited(request.id, request.attempt, request.model, request.version, request.parent)
             for request in (entry.request for entry in self._entries.values() if entry.state != State.HELD)
         )
         return Send(

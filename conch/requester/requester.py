@@ -19,6 +19,7 @@ import msgspec
 from conch.errors import Overloaded, from_fault
 from conch.messages import (
     Answer,
+    AskReady,
     AskStatistics,
     Block,
     Cancel,
@@ -243,6 +244,8 @@ class Requester:
 
     @overload
     async def call(self, message: Order) -> None: ...
+    @overload
+    async def call(self, message: AskReady) -> bool: ...
     @overload
     async def call(self, message: AskStatistics) -> list[ModelStatistics]: ...
     @overload

@@ -2,12 +2,12 @@
 
 import time
 
-from conch.messages import ModelStatistics
 from frontends.http.exchange import Pending, Reply, Request, error_reply
+from frontends.metrics.custom import custom_families
 from frontends.metrics.exposition import CONTENT_TYPE, exposition
 from frontends.metrics.families import Family, machine_families, model_families
 from frontends.metrics.machine import Machine
-from frontends.metrics.observer import Observer
+from frontends.metrics.observer import Known, Observer
 
 #: what the models did as of this long ago is shown while the broker is being started again
 _KNOWN_FOR_S = 10.0
@@ -20,7 +20,7 @@ class MetricsApplication:
         self.machine: Machine | None = None
         self._observer = observer
         self._latencies = latencies
-        self._known: list[ModelStatistics] = []
+        self._known = Known([], [])
         self._known_since_s = -_KNOWN_FOR_S
 
     def refuse(self, request: Request, nbytes: int) -> Reply | None:
@@ -33,16 +33,17 @@ class MetricsApplication:
             return error_reply(405, "Method Not Allowed", b"Allow: GET\r\n")
         return Scrape(self, self._observer)
 
-    def page(self, statistics: list[ModelStatistics] | None) -> Reply:
-        """``statistics`` None: the broker did not say."""
+    def page(self, known: Known | None) -> Reply:
+        """``known`` None: the broker did not say."""
         now_s = time.monotonic()
-        if statistics is not None:
-            self._known, self._known_since_s = statistics, now_s
+        if known is not None:
+            self._known, self._known_since_s = known, now_s
         elif now_s - self._known_since_s >= _KNOWN_FOR_S:
             return error_reply(503, "the server is restarting; try again")
-        families: list[Family] = model_families(self._known, self._latencies)
+        families: list[Family] = model_families(self._known.statistics, self._latencies)
         if self.machine is not None:
             families += machine_families(self.machine)
+        families += custom_families(self._known.custom)
         return Reply(200, CONTENT_TYPE, exposition(families))
 
 
@@ -54,11 +55,11 @@ class Scrape(Pending):
     def __init__(self, application: MetricsApplication, observer: Observer) -> None:
         self._application = application
         self._gone = False
-        observer.ask(self._on_statistics)
+        observer.ask(self._on_known)
 
     def cancel(self) -> None:
         self._gone = True
 
-    def _on_statistics(self, statistics: list[ModelStatistics] | None) -> None:
+    def _on_known(self, known: Known | None) -> None:
         if not self._gone:
-            self.finish(self._application.page, statistics)
+            self.finish(self._application.page, known)

@@ -11,15 +11,17 @@ FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 
 class Sample(NamedTuple):
-    """``labels`` in alphabetical order of their names, as Triton writes them."""
+    """``labels`` in alphabetical order of their names, as Triton writes them. ``suffix`` comes after the family's
+    name."""
 
     labels: tuple[tuple[str, str], ...]
     value: int | float
+    suffix: str = ""
 
 
 class Family(NamedTuple):
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     help: str
     samples: tuple[Sample, ...]
 

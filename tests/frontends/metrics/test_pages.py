@@ -1,10 +1,14 @@
 """What a page of metrics says and how: Triton's families, in Triton's words and number format."""
 
+from math import inf, nan
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from conch.errors import InvalidArgument
-from conch.messages import Duration, ModelStatistics
+from conch.messages import Duration, MetricFamily, MetricSample, ModelStatistics
+from conch.metric_names import BUILT_IN, is_taken
+from frontends.metrics.custom import custom_families
 from frontends.metrics.exposition import exposition
 from frontends.metrics.families import Family, Sample, machine_families, model_families
 from frontends.metrics.machine import (
@@ -153,3 +157,62 @@ def test_this_machine() -> None:
     machine = MachineMeter().look()
     assert 0 <= machine.utilization <= 1
     assert 0 < machine.memory_used_nbytes < machine.memory_total_nbytes
+
+
+def lines_of(*families: MetricFamily) -> list[str]:
+    return exposition(custom_families(families)).decode().splitlines()
+
+
+def test_a_model_s_histogram_is_triton_s_letter_by_letter() -> None:
+    buckets = ((0.1, 1), (1.0, 1), (2.5, 2), (1e20, 3), (inf, 3))
+    samples = (MetricSample({"b": "1", "a": "2"}, 7.55, buckets), MetricSample({}, 0.0, ((inf, 0),)))
+    assert lines_of(MetricFamily("h", "of a model", "histogram", samples)) == [
+        "# HELP h of a model",
+        "# TYPE h histogram",
+        'h_count{a="2",b="1"} 3',
+        'h_sum{a="2",b="1"} 7.55',
+        'h_bucket{a="2",b="1",le="0.1"} 1',
+        'h_bucket{a="2",b="1",le="1"} 1',
+        'h_bucket{a="2",b="1",le="2.5"} 2',
+        'h_bucket{a="2",b="1",le="1e+20"} 3',
+        'h_bucket{a="2",b="1",le="+Inf"} 3',
+        "h_count 0",
+        "h_sum 0",
+        'h_bucket{le="+Inf"} 0',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (nan, "Nan"),
+        (inf, "+Inf"),
+        (-inf, "-Inf"),
+        (0.0, "0"),
+        (0.1, "0.1"),
+        (1 / 3, "0.3333333333333333"),
+        (1e15, "1000000000000000"),
+        (1e17, "1e+17"),
+        (123456789012345678.0, "1.234567890123457e+17"),
+        (1e-7, "1e-07"),
+        (1e300, "1e+300"),
+    ],
+)
+def test_numbers_are_triton_s(value: float, shown: str) -> None:
+    assert lines_of(MetricFamily("g", "", "gauge", (MetricSample({}, value),))) == ["# TYPE g gauge", f"g {shown}"]
+
+
+def test_what_models_write_cannot_break_the_page() -> None:
+    made = MetricFamily("c", "two\nlines \\", "counter", (MetricSample({"x": 'we"ird\n\\é'}, 1.0),))
+    assert lines_of(made) == ["# HELP c two\\nlines \\\\", "# TYPE c counter", 'c{x="we\\"ird\\n\\\\é"} 1']
+    (family,) = text_string_to_metric_families("\n".join(lines_of(made)) + "\n")
+    assert family.documentation == made.description
+    assert [sample.labels for sample in family.samples] == [made.samples[0].labels]
+
+
+def test_models_cannot_take_the_server_s_names() -> None:
+    families = [*model_families([statistics()], latencies=True), *machine_families(Machine(0.5, 2, 1))]
+    assert {family.name for family in families} == BUILT_IN
+    assert is_taken("nv_inference", histogram=True) and not is_taken("nv_inference", histogram=False)
+    assert is_taken("conch_copied_bytes_total", histogram=False)
+    assert not is_taken("vllm:prompt_tokens_total", histogram=False)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,8 +11,12 @@ import msgspec
 
 from conch.messages import (
     Answer,
+    AskMetrics,
     AskStatistics,
+    Fault,
     LogSettings,
+    MetricFamily,
+    MetricSample,
     ModelStatistics,
     ObserverHello,
     ServerSettings,
@@ -43,7 +47,13 @@ async def ask(port: int, target: str = "/metrics", method: str = "GET") -> tuple
     return int(head.split()[1]), body
 
 
-async def tell(broker: FakeBroker, *models: ModelStatistics) -> None:
+async def tell_metrics(broker: FakeBroker, *families: MetricFamily) -> None:
+    question = await broker.receive(AskMetrics)
+    broker.send(Answer(question.call, None, msgspec.to_builtins(families)))
+
+
+async def tell(broker: FakeBroker, *models: ModelStatistics, families: Sequence[MetricFamily] = ()) -> None:
+    await tell_metrics(broker, *families)
     question = await broker.receive(AskStatistics)
     assert (question.name, question.version) == ("", 0)
     broker.send(Answer(question.call, None, msgspec.to_builtins(models)))
@@ -70,6 +80,7 @@ async def test_scrapes_at_the_same_time_share_one_question(run_dir: Path) -> Non
     async with serving(run_dir) as port:
         await broker.receive(ObserverHello)
         scrapes = [asyncio.create_task(ask(port)) for _ in range(5)]
+        await tell_metrics(broker)
         question = await broker.receive(AskStatistics)
         await asyncio.sleep(0.05)
         broker.send(Answer(question.call, None, msgspec.to_builtins([statistics()])))
@@ -82,6 +93,41 @@ async def test_scrapes_at_the_same_time_share_one_question(run_dir: Path) -> Non
         scrape = asyncio.create_task(ask(port, "/metrics?format=text"))
         await tell(broker)
         assert await scrape == (200, b"")
+    broker.close()
+
+
+@on_uvloop
+async def test_models_metrics_come_last(run_dir: Path) -> None:
+    RunDir(run_dir).create()
+    broker = FakeBroker(run_dir)
+    async with serving(run_dir) as port:
+        await broker.receive(ObserverHello)
+        scrape = asyncio.create_task(ask(port))
+        made = MetricFamily("made", "by a model", "gauge", (MetricSample({"y": "1", "x": "2"}, 2.5),))
+        await tell(broker, statistics(), families=[made])
+        lines = (await scrape)[1].decode().splitlines()
+        assert lines[-3:] == ["# HELP made by a model", "# TYPE made gauge", 'made{x="2",y="1"} 2.5']
+        assert lines[0].startswith("# HELP nv_inference_request_success")
+    broker.close()
+
+
+@on_uvloop
+async def test_a_broker_without_metrics_or_with_unreadable_ones(run_dir: Path) -> None:
+    RunDir(run_dir).create()
+    broker = FakeBroker(run_dir)
+    async with serving(run_dir) as port:
+        await broker.receive(ObserverHello)
+        scrape = asyncio.create_task(ask(port))
+        question = await broker.receive(AskMetrics)
+        broker.send(Answer(question.call, Fault("Internal", "it failed")))
+        statistics_question = await broker.receive(AskStatistics)
+        broker.send(Answer(statistics_question.call, None, msgspec.to_builtins([statistics()])))
+        assert b"nv_inference_count" in (await scrape)[1]
+
+        scrape = asyncio.create_task(ask(port))
+        question = await broker.receive(AskMetrics)
+        broker.send(Answer(question.call, None, [["name"]]))
+        assert b"nv_inference_count" in (await scrape)[1]  # as it was
     broker.close()
 
 
@@ -130,6 +176,7 @@ async def test_a_client_that_leaves_harms_nobody(run_dir: Path) -> None:
         await broker.receive(ObserverHello)
         _, writer = await asyncio.open_connection(ADDRESS, port)
         writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        await tell_metrics(broker)
         question = await broker.receive(AskStatistics)
         writer.transport.abort()
         scrape = asyncio.create_task(ask(port))
@@ -146,6 +193,7 @@ async def test_an_unwelcome_observer_says_hello_again(run_dir: Path) -> None:
     async with serving(run_dir) as port:
         await broker.receive(ObserverHello)
         scrape = asyncio.create_task(ask(port))
+        await tell_metrics(broker)
         await broker.receive(AskStatistics)
         broker.send(Unwelcome(2))
         await broker.receive(ObserverHello)

@@ -1,4 +1,4 @@
-"""DLPack, by NumPy where it can, and by hand for BF16, which NumPy does not know.
+"""DLPack by hand: NumPy knows no BF16, refuses arrays that must not be written to, and gives such ones.
 
 ::
 
@@ -18,7 +18,11 @@ Array = npt.NDArray[Any]
 
 CPU = 1
 _CUDA_HOST = 3
+#: DLDataTypeCode of NumPy's kinds
+_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+_KINDS = {code: kind for kind, code in _CODES.items()}
 _BFLOAT = 4
+_BITS = {"i": (8, 16, 32, 64), "u": (8, 16, 32, 64), "f": (16, 32, 64), "b": (8,)}
 _NAME = b"dltensor"
 _USED_NAME = b"used_dltensor"
 
@@ -64,7 +68,7 @@ _pointer_of_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
 
-#: what exported BF16 tensors point to, by the address of their DLManagedTensor, until the consumer's deleter call
+#: what exported tensors point to, by the address of their DLManagedTensor, until the consumer's deleter call
 _exported: dict[int, tuple[object, ...]] = {}
 
 
@@ -81,40 +85,38 @@ _deleter = _Deleter(_delete)
 _destructor = _CapsuleDestructor(_destroy_unused)
 
 
-def bf16_capsule(patterns: Array) -> object:
-    """A capsule of a BF16 tensor, given as its 16-bit patterns, C-contiguous."""
-    shape = (ctypes.c_int64 * patterns.ndim)(*patterns.shape)
+def capsule_of(array: Array, is_bf16: bool, owner: object) -> object:
+    """A capsule of ``array``, which is C-contiguous; BF16 is given as its 16-bit patterns. ``owner`` lives as long as
+    the capsule, or what was made of it."""
+    dtype = array.dtype
+    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
     managed = _DLManagedTensor()
     managed.tensor = _DLTensor(
-        patterns.ctypes.data, CPU, 0, patterns.ndim, _BFLOAT, 16, 1, shape, ctypes.POINTER(ctypes.c_int64)(), 0
+        array.ctypes.data,
+        CPU,
+        0,
+        array.ndim,
+        _BFLOAT if is_bf16 else _CODES[dtype.kind],
+        8 * dtype.itemsize,
+        1,
+        shape,
+        ctypes.POINTER(ctypes.c_int64)(),
+        0,
     )
     managed.deleter = _deleter
     address = ctypes.addressof(managed)
-    _exported[address] = (managed, shape, patterns)
+    _exported[address] = (managed, shape, array, owner)
     return _new_capsule(address, _NAME, _destructor)
-
-
-class _Exporter:
-    """What NumPy wants to see around a bare capsule."""
-
-    def __init__(self, capsule: object) -> None:
-        self._capsule = capsule
-
-    def __dlpack__(self, **_options: object) -> object:
-        return self._capsule
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return CPU, 0
 
 
 def array_of(tensor: Any) -> tuple[Array, bool]:
     """An array that shares the tensor's memory, and whether it holds BF16 patterns. Raises ``TritonModelException``."""
+    if isinstance(tensor, np.ndarray):
+        return tensor, False  # also one that must not be written to, which NumPy does not export
     if _is_valid(tensor, _NAME):
         capsule = tensor
     elif hasattr(tensor, "__dlpack__") and hasattr(tensor, "__dlpack_device__"):
-        device_type = int(tensor.__dlpack_device__()[0])
-        if device_type not in (CPU, _CUDA_HOST):
-            raise TritonModelException(f"DLDevice type {device_type} is not support by Python backend.")
+        _check_device(int(tensor.__dlpack_device__()[0]))
         capsule = tensor.__dlpack__()
     else:
         raise TritonModelException(
@@ -125,15 +127,37 @@ def array_of(tensor: Any) -> tuple[Array, bool]:
         raise TritonModelException("The DLPack capsule has been used already.")
     managed = ctypes.cast(_pointer(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
     described = managed.contents.tensor
-    if described.device_type not in (CPU, _CUDA_HOST):
-        raise TritonModelException(f"DLDevice type {described.device_type} is not support by Python backend.")
-    if (described.code, described.bits, described.lanes) == (_BFLOAT, 16, 1):
-        return _bf16_array(capsule, managed), True
-    try:
-        exporter: Any = _Exporter(capsule)
-        return np.from_dlpack(exporter), False
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise TritonModelException(f"DLPack tensor cannot be used: {error}") from error
+    _check_device(described.device_type)
+    is_bf16 = (described.code, described.bits, described.lanes) == (_BFLOAT, 16, 1)
+    dtype = np.dtype(np.uint16) if is_bf16 else _dtype(described)
+    shape = tuple(described.shape[: described.ndim]) if described.ndim else ()
+    strides = None
+    if described.strides:
+        strides = tuple(dtype.itemsize * stride for stride in described.strides[: described.ndim])
+    interface = {
+        "version": 3,
+        "typestr": dtype.str,
+        "shape": shape,
+        "strides": strides,
+        "data": ((described.data or 0) + described.byte_offset, False),
+    }
+    _set_name(capsule, _USED_NAME)
+    return np.asarray(_Owner(managed, interface)), is_bf16
+
+
+def _check_device(device_type: int) -> None:
+    if device_type not in (CPU, _CUDA_HOST):
+        raise TritonModelException(f"DLDevice type {device_type} is not support by Python backend.")
+
+
+def _dtype(described: Any) -> np.dtype[Any]:
+    kind = _KINDS.get(described.code, "")
+    if described.lanes != 1 or described.bits not in _BITS.get(kind, ()):
+        raise TritonModelException(
+            f"DLPack tensors of type code {described.code}, {described.bits} bits and {described.lanes} lanes are not "
+            "supported."
+        )
+    return np.dtype(f"{kind}{described.bits // 8}")
 
 
 class _Owner:
@@ -147,20 +171,3 @@ class _Owner:
     def __del__(self) -> None:
         if self._delete:
             self._delete(self._managed)
-
-
-def _bf16_array(capsule: object, managed: Any) -> Array:
-    described = managed.contents.tensor
-    shape = tuple(described.shape[: described.ndim]) if described.ndim else ()
-    strides = None
-    if described.strides:
-        strides = tuple(2 * stride for stride in described.strides[: described.ndim])
-    interface = {
-        "version": 3,
-        "typestr": "<u2",
-        "shape": shape,
-        "strides": strides,
-        "data": ((described.data or 0) + described.byte_offset, False),
-    }
-    _set_name(capsule, _USED_NAME)
-    return np.asarray(_Owner(managed, interface))

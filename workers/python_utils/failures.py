@@ -2,6 +2,16 @@
 
 from typing import Any, ClassVar, NoReturn
 
+from conch.errors import (
+    AlreadyExists,
+    Cancelled,
+    ClientError,
+    ConchError,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
 from conch.messages import Fault
 
 #: Triton's error codes -> classes of ``conch.errors``
@@ -15,6 +25,16 @@ _KINDS = {
     6: "AlreadyExists",
     7: "Cancelled",
 }
+
+#: the other way round; the first that fits
+_CODES: tuple[tuple[type[ConchError], int], ...] = (
+    (NotFound, 2),
+    (InvalidArgument, 3),
+    (Unavailable, 4),
+    (Unsupported, 5),
+    (AlreadyExists, 6),
+    (Cancelled, 7),
+)
 
 
 class TritonModelException(Exception):
@@ -57,6 +77,18 @@ class TritonError:
 
     def _fault(self) -> Fault:
         return Fault(_KINDS[self._code], self._message)
+
+
+def triton_error(error: ConchError) -> TritonError:
+    """What another model or the server answered, as the model that asked sees it."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return TritonError(error.message, code)
+    if type(error) is ClientError:
+        return TritonError(error.message, TritonError.UNKNOWN)
+    return TritonError(
+        error.message, TritonError.INVALID_ARG if isinstance(error, ClientError) else TritonError.INTERNAL
+    )
 
 
 def not_there_yet(feature: str) -> NoReturn:

@@ -1,14 +1,20 @@
 """``pb_utils.InferenceRequest`` and what belongs to it."""
 
+import asyncio
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 
-from conch.messages import Parameter
+from conch import messages
+from conch.requester.inference import InferenceCall
 from workers.backends.base import Item
-from workers.python_utils.failures import TritonModelException, not_there_yet
+from workers.python_utils import bls
+from workers.python_utils.failures import TritonModelException
+from workers.python_utils.parameters import checked_parameters
+from workers.python_utils.response import InferenceResponse, InferenceResponseSender
 from workers.python_utils.tensor import Tensor, input_tensor
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
@@ -44,6 +50,10 @@ class InferenceTrace:
         return self._context or None
 
 
+#: of arguments that come after others with defaults: Triton takes all of them by position too
+_REQUIRED: Any = object()
+
+
 class InferenceRequest:
     """A request that the model executes or, in time, one that it sends."""
 
@@ -58,21 +68,27 @@ class InferenceRequest:
         "_output_names",
         "_parameters",
         "_preferred_memory",
+        "_release_flags",
         "_request_id",
+        "_sender",
+        "_senders",
         "_timeout_us",
         "_trace",
     )
 
     _item: Item | None
+    #: makes the response sender of a request that the model executes, at the first call
+    _senders: "Callable[[Item, list[Tensor]], InferenceResponseSender] | None"
+    _sender: "InferenceResponseSender | None"
+    _release_flags: int
 
     def __init__(
         self,
         request_id: str = "",
         correlation_id: int | str = 0,
-        *,
-        inputs: Sequence[Tensor],
-        requested_output_names: Sequence[str],
-        model_name: str,
+        inputs: Sequence[Tensor] = _REQUIRED,
+        requested_output_names: Sequence[str] = _REQUIRED,
+        model_name: str = _REQUIRED,
         model_version: int = -1,
         flags: int = 0,
         timeout: int = 0,
@@ -80,25 +96,44 @@ class InferenceRequest:
         trace: InferenceTrace | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> None:
+        for name, value in (
+            ("inputs", inputs),
+            ("requested_output_names", requested_output_names),
+            ("model_name", model_name),
+        ):
+            if value is _REQUIRED:
+                raise TypeError(f"InferenceRequest misses its argument '{name}'")
         if not isinstance(correlation_id, (int, str)):
             raise TritonModelException("Correlation ID must be integer or string")
+        _check_text(request_id=request_id, model_name=model_name)
+        _check_number(model_version=model_version)
+        _check_number(0, flags=flags, timeout=timeout)
+        if not isinstance(correlation_id, str):
+            _check_number(0, correlation_id=correlation_id)
+        for list_name, listed in (("inputs", inputs), ("requested_output_names", requested_output_names)):
+            if isinstance(listed, (str, Tensor)) or not isinstance(listed, Iterable):
+                raise TypeError(f"InferenceRequest expects a list of {list_name}, got {type(listed)}")
         of_whom = f"for request with id '{request_id}' and model name '{model_name}' should not be empty."
         for tensor in inputs:
             if tensor is None:
                 raise TritonModelException(f"Input tensor {of_whom}")
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"InferenceRequest expects a list of Tensor inputs, got {type(tensor)}")
+        for output_name in requested_output_names:
+            if output_name and not isinstance(output_name, str):
+                raise TypeError(f"InferenceRequest expects a list of output names, found {type(output_name)} in it")
         if not all(requested_output_names):
             raise TritonModelException(f"Requested output name {of_whom}")
-        self._item = None
+        self._item = self._sender = self._senders = None
+        self._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
         self._request_id = request_id
         self._correlation_id = correlation_id
         self._inputs = list(inputs)
         self._output_names = sorted(set(requested_output_names))
         self._model_name = model_name
-        self._model_version = model_version
-        self._flags = flags
-        self._timeout_us = timeout
+        self._model_version = int(model_version)
+        self._flags = int(flags)
+        self._timeout_us = int(timeout)
         self._preferred_memory = preferred_memory
         self._trace = trace or InferenceTrace()
         self._parameters = checked_parameters(parameters)
@@ -141,58 +176,74 @@ class InferenceRequest:
     def is_cancelled(self) -> bool:
         return self._item is not None and self._item.is_cancelled()
 
-    def get_response_sender(self) -> Any:
-        not_there_yet("InferenceRequest.get_response_sender()")
+    def get_response_sender(self) -> "InferenceResponseSender":
+        """The same one at every call."""
+        if self._sender is None:
+            if self._item is None or self._senders is None:
+                raise TritonModelException("Only a request that the model executes has a response sender.")
+            self._sender = self._senders(self._item, self._inputs)
+        return self._sender
 
     def set_release_flags(self, flags: int) -> None:
-        if flags != TRITONSERVER_REQUEST_RELEASE_ALL:
-            not_there_yet("InferenceRequest.set_release_flags(TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)")
+        """With ``TRITONSERVER_REQUEST_RELEASE_RESCHEDULE``, ``execute`` gets the request once more, if it has not had a
+        final response and the model's configuration has iterative sequences."""
+        if flags not in (TRITONSERVER_REQUEST_RELEASE_ALL, TRITONSERVER_REQUEST_RELEASE_RESCHEDULE):
+            raise TritonModelException(f"Unsupported release flags: {flags}")
+        self._release_flags = flags
 
-    def exec(self, decoupled: bool = False) -> Any:
-        not_there_yet("InferenceRequest.exec(), a request from within a model,")
+    def exec(self, decoupled: bool = False) -> "InferenceResponse | bls.ResponseIterator":
+        """Asks ``model_name`` and waits: for its response, or for the first of any number. Whatever goes wrong there is
+        a response with an error. Raises ``TritonModelException`` outside of ``execute``."""
+        return bls.ask_and_wait(self._question(), decoupled)
 
-    def async_exec(self, decoupled: bool = False) -> Any:
-        not_there_yet("InferenceRequest.async_exec(), a request from within a model,")
+    def async_exec(self, decoupled: bool = False) -> "asyncio.Future[InferenceResponse | bls.ResponseIterator]":
+        """``exec`` for a coroutine; several can be under way at once. Cancelling what this returns, or the task that
+        awaits it, cancels the request."""
+        return bls.ask_in_loop(self._question(), decoupled)
+
+    def _question(self) -> bls.Question:
+        correlation_id = self._correlation_id
+        flags = self._flags
+        sequence = None
+        if correlation_id:
+            start = bool(flags & TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
+            sequence = messages.Sequence(correlation_id, start, bool(flags & TRITONSERVER_REQUEST_FLAG_SEQUENCE_END))
+        call = InferenceCall(
+            [tensor._as_input() for tensor in self._inputs],
+            tuple(self._output_names),
+            self._request_id,
+            self._parameters,
+            timeout_us=self._timeout_us,
+            sequence=sequence,
+        )
+        return bls.Question(self._model_name, self._model_version, call)
 
 
-def checked_parameters(parameters: dict[str, Any] | None) -> dict[str, Parameter]:
-    """The same with Python's own types instead of what inherits from them, such as NumPy's scalars. Raises
-    ``TritonModelException`` for what cannot travel."""
-    if parameters is None:
-        return {}
-    if not isinstance(parameters, dict):
-        raise TypeError(f"parameters must be a dict, got {type(parameters)}")
-    checked: dict[str, Parameter] = {}
-    for key, value in parameters.items():
-        if not isinstance(key, str):
-            raise TritonModelException(f"Expect parameters keys to have type str, found type {type(key)}")
-        checked[str.__str__(key)] = _plain(value)
-    return checked
+def _check_text(**texts: Any) -> None:
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"InferenceRequest expects a str {name}, got {type(text)}")
 
 
-def _plain(value: Any) -> Parameter:
-    match value:
-        case bool():
-            return value
-        case int():
-            if not -(2**63) <= value < 2**64:
-                raise TritonModelException(f"Expect parameters values of at most 64 bits, found {value}")
-            return int(value)
-        case float():
-            return float(value)
-        case str():
-            return str.__str__(value)  # an enumeration's own is its name
-    raise TritonModelException(f"Expect parameters values to have type bool/int/float/str, found type {type(value)}")
+def _check_number(least: int = -1, **numbers: Any) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, (int, np.integer)) or not least <= number < 2**64:
+            raise TypeError(f"InferenceRequest expects {name} to be an int of at least {least}, got {number!r}")
 
 
 _new = cast(Any, object.__new__)
 
 
-def received_request(item: Item, all_output_names: list[str]) -> InferenceRequest:
+def received_request(
+    item: Item, all_output_names: list[str], senders: "Callable[[Item, list[Tensor]], InferenceResponseSender]"
+) -> InferenceRequest:
     """The model's view of one request of its batch."""
     source = item.request
     request: InferenceRequest = _new(InferenceRequest)
     request._item = item
+    request._sender = None
+    request._senders = senders
+    request._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
     request._request_id = source.client_id
     request._inputs = [input_tensor(each) for each in item.inputs]
     request._output_names = list(source.outputs) or all_output_names

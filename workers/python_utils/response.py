@@ -1,15 +1,20 @@
 """``pb_utils.InferenceResponse``, and the senders that come later."""
 
+import threading
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from workers.python_utils.failures import Absent, TritonError, TritonModelException
-from workers.python_utils.request import checked_parameters
+from workers.backends.base import Item, ReplyClosed, Result
+from workers.python_utils.failures import TritonError, TritonModelException
+from workers.python_utils.parameters import checked_parameters
 from workers.python_utils.tensor import Tensor
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+_CLOSED = "Unable to send response. Response sender has been closed."
 
 
 class InferenceResponse:
@@ -50,9 +55,89 @@ class InferenceResponse:
         return msgspec.json.encode(self._parameters).decode()
 
 
-class InferenceResponseSender(Absent):
-    _feature = "InferenceResponseSender"
+class Answers(Protocol):
+    """How the model's answers become results."""
+
+    @property
+    def decoupled(self) -> bool: ...
+
+    def result(self, item: Item, response: InferenceResponse) -> Result: ...
 
 
-class ResponseIterator(Absent):
-    _feature = "ResponseIterator"
+class InferenceResponseSender:
+    """Answers one request, from any thread, while ``execute`` runs or later: any number of times if the model is
+    decoupled, otherwise once, and ``execute`` returns None for it.
+
+    A sender and its request that are both dropped before a final response answer the client with an error.
+    """
+
+    __slots__ = ("_answers", "_closed", "_item", "_lock", "_responses")
+
+    def __init__(self, answers: Answers, item: Item, inputs: Sequence[Tensor]) -> None:
+        self._answers = answers
+        self._item = item
+        self._lock = threading.Lock()
+        self._closed = False
+        self._responses = 0
+        keep_when_answered(item, inputs)
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        """Waits while the client does not read what was sent before. What is sent to a client that has gone is dropped.
+
+        Raises ``TritonModelException`` for what cannot be sent.
+        """
+        if flags not in (0, TRITONSERVER_RESPONSE_COMPLETE_FINAL):
+            raise TritonModelException("Unable to send response. Unsupported flag provided.")
+        if response is None:
+            if flags == 0:
+                raise TritonModelException(
+                    "Inference Response object must be provided when the response flags is set to zero."
+                )
+        elif not isinstance(response, InferenceResponse):
+            raise TypeError(f"InferenceResponseSender.send expects an InferenceResponse, got {type(response)}")
+        final = flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self._count(response is not None, final)
+        item = self._item
+        decoupled = self._answers.decoupled
+        if response is None and not decoupled:
+            return  # its only response was the final one
+        try:
+            result = None if response is None else self._answers.result(item, response)
+            item.replies.send(result, final or not decoupled)
+        except ReplyClosed as error:
+            raise TritonModelException(_CLOSED) from error
+
+    def is_cancelled(self) -> bool:
+        return self._item.is_cancelled()
+
+    def _count(self, has_response: bool, final: bool) -> None:
+        """One that is sent, or returned by ``execute``. Raises ``TritonModelException``."""
+        with self._lock:
+            if not self._answers.decoupled:
+                if has_response and self._responses:
+                    raise TritonModelException(
+                        "Unable to send response. Non-decoupled model cannot send more than one response."
+                    )
+                if not has_response and not self._responses:
+                    raise TritonModelException(
+                        "Unable to send response. Non-decoupled model cannot send complete final before sending a "
+                        "response."
+                    )
+            if self._closed:
+                raise TritonModelException(_CLOSED)
+            self._closed = final
+            self._responses += 1
+
+
+def keep_when_answered(item: Item, inputs: Sequence[Tensor]) -> None:
+    """Inputs that the model still has by the time of the request's final response become copies of its own: their
+    bytes go away then."""
+    references = [weakref.ref(tensor) for tensor in inputs]
+
+    def keep() -> None:
+        for reference in references:
+            tensor = reference()
+            if tensor is not None and tensor._array is None:
+                tensor._materialise()
+
+    item.replies.before_final = keep

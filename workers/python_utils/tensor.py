@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conch import tensors
+from conch.requester.inference import OutputTensor, TensorInput
 from shm.lent import Lent
 from workers.backends.base import Input
 from workers.python_utils import dlpack
@@ -17,11 +18,12 @@ _NUMPY_DTYPES = tensors.NUMPY_DTYPES
 
 
 class Tensor:
-    """A named array. An output's array is the model's own; an input's is a private, writable copy, which is made when
-    it is first asked for and kept, so that a model may change it and keep it.
+    """A named array. An output's array is the model's own; that of an input, or of another model's output, is a
+    private, writable copy, which is made when it is first asked for and kept, so that a model may change and keep it.
 
-    States: an input has ``_source`` until its array is made; every other tensor has ``_array``, a BF16 one as its
-    16-bit patterns. ``_elements``: a BYTES output's, as they were when it was made.
+    States: what came from outside has ``_source``, its bytes, until its array is made, and ``_lent`` where they can be
+    passed on without a copy; every other tensor has ``_array``, a BF16 one as its 16-bit patterns. With both the array
+    is a view of the bytes that nobody can write to. ``_elements``: a BYTES output's, as they were when it was made.
     """
 
     __slots__ = ("__weakref__", "_array", "_datatype", "_elements", "_lent", "_name", "_shape", "_source")
@@ -32,7 +34,7 @@ class Tensor:
     _lent: Lent | None
     _name: str
     _shape: tuple[int, ...]
-    _source: memoryview | None
+    _source: bytes | memoryview | None
 
     def __init__(self, name: str, numpy_array: Array) -> None:
         _check_name(name)
@@ -73,7 +75,7 @@ class Tensor:
         return array if array is not None else self._materialise()
 
     def _materialise(self) -> Array:
-        """Copies an input out of its sender's memory."""
+        """Copies the bytes out of their sender's memory."""
         source = self._source
         assert source is not None
         datatype = self._datatype
@@ -87,25 +89,50 @@ class Tensor:
         return array
 
     def _passed_on(self) -> "Array | list[bytes]":
-        """What an output is written from if the model returns an input that it has not looked at: valid until the batch
-        is answered, without a copy."""
+        """What an output is written from if the model returns a tensor that it has not looked at, without a copy. An
+        input's is valid until the batch is answered."""
         source = self._source
         assert source is not None
         if self._datatype == "BYTES":
             return tensors.unpack(source)
         return np.ndarray(self._shape, tensors.STORAGE_DTYPES[self._datatype], source)
 
+    def _keep(self) -> None:
+        """Makes the tensor last beyond the memory that its bytes were lent in."""
+        if self._lent is not None and self._source is not None:
+            self._source = bytes(self._source)
+            self._lent = None
+
+    def _as_input(self) -> TensorInput:
+        """What another model is asked with: nothing is copied here that can be lent."""
+        data: bytes | memoryview
+        if self._lent is not None:
+            return TensorInput(self._name, self._datatype, self._shape, b"", lent=self._lent)
+        if self._source is not None:
+            # of memory that cannot be lent nobody knows how long it stays
+            return TensorInput(self._name, self._datatype, self._shape, bytes(self._source))
+        array = self._array
+        assert array is not None
+        if self._datatype != "BYTES":
+            data = tensors.wire_bytes(array)
+        elif self._elements is not None:
+            data = tensors.pack(self._elements)
+        else:
+            data = tensors.pack(tensors.elements_of(array))  # of an input, which the model may have changed
+        return TensorInput(self._name, self._datatype, self._shape, data)
+
     def to_dlpack(self) -> object:
         """A DLPack capsule of the array that ``as_numpy`` returns."""
         if self._datatype == "BYTES":
             raise TritonModelException("DLPack does not have support for string tensors.")
         array = self._array if self._array is not None else self._materialise()
-        if self._datatype == "BF16":
-            return dlpack.bf16_capsule(array)
-        return array.__dlpack__()
+        return dlpack.capsule_of(array, self._datatype == "BF16", self)
 
-    def __dlpack__(self, *, stream: object = None, **_options: object) -> object:
-        return self.to_dlpack()
+    def __dlpack__(self, *, stream: object = None, copy: bool | None = None, **_options: object) -> object:
+        if not copy:
+            return self.to_dlpack()
+        array = self._array if self._array is not None else self._materialise()
+        return dlpack.capsule_of(array.copy(), self._datatype == "BF16", None)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CPU, 0
@@ -121,6 +148,8 @@ class Tensor:
                 "supported."
             )
         made = Tensor(name, array)
+        if made._datatype == "BYTES":
+            raise TritonModelException("DLPack does not have support for string tensors.")
         if is_bf16:
             made._datatype = "BF16"
         return made
@@ -140,5 +169,43 @@ def input_tensor(source: Input) -> Tensor:
     """The tensor of one input of a request. Its bytes must stay until its array is made or nobody has it any more."""
     tensor: Tensor = _new(Tensor)
     tensor._name, tensor._datatype, tensor._shape, tensor._source, tensor._lent = source
+    tensor._array = tensor._elements = None
+    return tensor
+
+
+class _Viewed:
+    """The bytes under an array that nobody may write to; as long as any view of it lives, ``hold`` does."""
+
+    def __init__(self, interface: dict[str, Any], source: memoryview, hold: object) -> None:
+        self.__array_interface__ = interface
+        self._source = source
+        self._hold = hold
+
+
+def read_only_input_tensor(source: Input) -> Tensor:
+    """As ``input_tensor``, but nobody can write to its array: a view of the sender's memory where that can be held on
+    to for as long as the view lives, a copy otherwise. BYTES are objects of their own as ever."""
+    tensor = input_tensor(source)
+    if source.datatype == "BYTES":
+        return tensor
+    lent = source.lent
+    if lent is None:
+        tensor._materialise().flags.writeable = False
+    else:
+        dtype = np.dtype(_NUMPY_DTYPES.get(source.datatype) or tensors.STORAGE_DTYPES[source.datatype])
+        address = np.frombuffer(source.data, np.uint8).ctypes.data
+        interface = {"version": 3, "typestr": dtype.str, "shape": source.shape, "data": (address, True)}
+        tensor._array = np.asarray(_Viewed(interface, source.data, lent.hold))
+    return tensor
+
+
+def output_tensor(output: OutputTensor) -> Tensor:
+    """The tensor of one output of another model. What is lent stays until its array is made or nobody has it."""
+    tensor: Tensor = _new(Tensor)
+    tensor._name = output.name
+    tensor._datatype = output.datatype
+    tensor._shape = tuple(output.shape)
+    tensor._source = output.data
+    tensor._lent = output.lent
     tensor._array = tensor._elements = None
     return tensor

@@ -1,7 +1,9 @@
 """The module itself, under the name that models import: ``import triton_python_backend_utils as pb_utils``."""
 
-from typing import Any
-
+from workers.python_utils.asking import set_asker as _set_asker
+from workers.python_utils.asking import set_running as _set_running
+from workers.python_utils.asking import set_serving as _set_serving
+from workers.python_utils.bls import ResponseIterator
 from workers.python_utils.datatypes import (
     TRITON_STRING_TO_NUMPY,
     deserialize_bytes_tensor,
@@ -10,7 +12,7 @@ from workers.python_utils.datatypes import (
     triton_string_to_numpy,
     triton_to_numpy_type,
 )
-from workers.python_utils.failures import TritonError, TritonModelException, not_there_yet
+from workers.python_utils.failures import TritonError, TritonModelException
 from workers.python_utils.logger import Logger
 from workers.python_utils.metrics import MetricFamily
 from workers.python_utils.model_config import (
@@ -19,6 +21,7 @@ from workers.python_utils.model_config import (
     get_output_config_by_name,
     using_decoupled_model_transaction_policy,
 )
+from workers.python_utils.model_control import is_model_ready, load_model, unload_model
 from workers.python_utils.request import (
     TRITONSERVER_MEMORY_CPU,
     TRITONSERVER_MEMORY_GPU,
@@ -35,7 +38,6 @@ from workers.python_utils.response import (
     TRITONSERVER_RESPONSE_COMPLETE_FINAL,
     InferenceResponse,
     InferenceResponseSender,
-    ResponseIterator,
 )
 from workers.python_utils.tensor import Tensor
 
@@ -75,6 +77,10 @@ __all__ = [
     "triton_to_numpy_type",
     "unload_model",
     "using_decoupled_model_transaction_policy",
+    # for the worker
+    "_set_asker",
+    "_set_running",
+    "_set_serving",
 ]
 
 _model_dir = ""
@@ -102,18 +108,3 @@ def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) 
         if tensor._name == name:
             return tensor
     return None
-
-
-# ------------------------------------------------------------------------------------------------------- come later
-
-
-def load_model(model_name: str, config: str = "", files: dict[str, Any] | None = None) -> None:
-    not_there_yet("load_model()")
-
-
-def unload_model(model_name: str, unload_dependents: bool = False) -> None:
-    not_there_yet("unload_model()")
-
-
-def is_model_ready(model_name: str, model_version: str = "") -> bool:
-    not_there_yet("is_model_ready()")

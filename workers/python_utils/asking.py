@@ -1,0 +1,94 @@
+"""What a model's requests to other models need of the worker: who sends them, and for which request."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol
+
+from conch.messages import Parent
+from conch.requester.inference import InferenceCall, Outcome
+from conch.requester.models import ReadyModel
+from workers.backends.base import Item
+from workers.python_utils.failures import TritonModelException
+
+
+class Handle(Protocol):
+    """A request that is on its way."""
+
+    def cancel(self) -> None:
+        """From any thread. Nothing is delivered any more."""
+        ...
+
+
+class Asker(Protocol):
+    """Sends a model's requests, from any thread (``workers.asking``)."""
+
+    def ask(
+        self,
+        model_name: str,
+        version: int,
+        call: InferenceCall,
+        parent: Parent | None,
+        on_response: Callable[[Outcome | None, bool], None],
+    ) -> Handle:
+        """``version`` -1 is the latest. Every error is a final response."""
+        ...
+
+    def call(self, message: Any) -> Any:
+        """Asks the broker, and waits. Raises ``ConchError``."""
+        ...
+
+    def model(self, name: str, version: int) -> ReadyModel:
+        """Waits until it is known which models there are. Raises ``NotFound`` and ``NotReady``."""
+        ...
+
+
+class Running(NamedTuple):
+    """The request that a model's own requests belong to: the first of the batch."""
+
+    parent: Parent
+    depth: int
+
+
+class _State:
+    asker: Asker | None = None
+    serving: bool = False
+
+
+_state = _State()
+#: per thread and per asyncio task: a task has that of whoever started it, a new thread has none
+_running: ContextVar[Running | None] = ContextVar("running", default=None)
+
+
+def set_asker(asker: Asker | None) -> None:
+    _state.asker = asker
+
+
+def set_serving(serving: bool) -> None:
+    """True from the end of ``initialize`` to the beginning of ``finalize``: only then may a model ask others."""
+    _state.serving = serving
+
+
+def set_running(item: Item | None) -> None:
+    """``item`` is the first of the batch that is executed from here on, on this thread or in this task."""
+    if item is None:
+        _running.set(None)
+    else:
+        _running.set(Running(Parent(item.requester, item.request.id), item.request.depth))
+
+
+def running() -> Running | None:
+    return _running.get()
+
+
+def asker_for_inference() -> Asker:
+    """Raises ``TritonModelException`` where a model may not ask others."""
+    if not _state.serving:
+        raise TritonModelException("BLS is only supported during the 'execute' function.")
+    return asker()
+
+
+def asker() -> Asker:
+    """Raises ``TritonModelException``."""
+    if _state.asker is None:
+        raise TritonModelException("this process cannot reach other models: only a running server's workers can")
+    return _state.asker

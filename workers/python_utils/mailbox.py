@@ -1,0 +1,80 @@
+"""Responses on their way from the thread that receives them to the one that waits for them."""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from conch.requester.inference import Outcome
+
+
+class Delivery(NamedTuple):
+    """One response; ``outcome`` is None for a final one that holds nothing."""
+
+    outcome: Outcome | None
+    final: bool
+
+
+class Mailbox:
+    """Filled by one thread, emptied by others. What it may hold is bounded by the flow control of the request."""
+
+    def __init__(self) -> None:
+        # of the kind that its holder may take again: a garbage collection may ``close`` it anywhere
+        self._lock = threading.RLock()
+        self._deliveries: deque[Delivery] = deque()
+        self._wakers: list[Callable[[], None]] = []
+        self._closed = False
+
+    def put(self, outcome: Outcome | None, final: bool) -> None:
+        delivery = Delivery(outcome, final)
+        with self._lock:
+            if self._closed:
+                return  # dropped, and by that released: the sender may go on
+            wakers, self._wakers = self._wakers, []
+            self._deliveries.append(delivery)
+        for wake in wakers:
+            wake()
+
+    def take(self, wake: Callable[[], None]) -> Delivery | None:
+        """The next one. None: ``wake`` will be called once, on the thread that fills, when it is worth to try again."""
+        with self._lock:
+            if self._deliveries:
+                return self._deliveries.popleft()
+            self._wakers.append(wake)
+            return None
+
+    def wait(self) -> Delivery:
+        filled = threading.Event()
+        while (delivery := self.take(filled.set)) is None:
+            filled.wait()
+            filled.clear()
+        return delivery
+
+    async def wait_in_loop(self) -> Delivery:
+        """``wait`` for a coroutine."""
+        loop = asyncio.get_running_loop()
+        while True:
+            filled: asyncio.Future[None] = loop.create_future()
+
+            def wake(filled: "asyncio.Future[None]" = filled) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+                    loop.call_soon_threadsafe(_settle, filled)
+
+            delivery = self.take(wake)
+            if delivery is not None:
+                return delivery
+            await filled
+
+    def close(self) -> None:
+        """Nobody will take anything any more: whatever is there, or comes, is dropped."""
+        with self._lock:
+            self._closed = True
+            dropped, self._deliveries = self._deliveries, deque()
+        dropped.clear()
+
+
+def _settle(filled: "asyncio.Future[None]") -> None:
+    if not filled.done():
+        filled.set_result(None)

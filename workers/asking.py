@@ -15,6 +15,7 @@ from conch.requester.models import ReadyModel
 from conch.requester.requester import Requester
 from conch.run_dir import RunDir
 from shm.base import ArenaFull
+from workers.copies import COPIES
 
 logger = logging.getLogger("conch.workers.asking")
 
@@ -85,6 +86,8 @@ class Asker:
         it is until there is a response. After ``close``, ``on_response`` is called at once.
         """
         handle = Handle(on_response, self._cancel)
+        for tensor in call.inputs:
+            COPIES.request += len(tensor.data)
         if parent is not None:
             call.parent = parent
         try:

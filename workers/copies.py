@@ -10,13 +10,15 @@ _DESCRIPTION = "Bytes of tensors that workers have copied, by purpose"
 
 
 class Copies:
-    """``as_numpy``: inputs that a model asked for as arrays of its own. ``output``: results, written where they are
-    read from. ``request``: inputs of requests that a model sends to other models."""
+    """``as_numpy``: tensors that a model asked for as arrays of its own. ``kept``: those that it keeps for longer than
+    the memory that they lie in. ``output``: results, written where they are read from. ``request``: inputs of requests
+    that a model sends to other models."""
 
-    __slots__ = ("as_numpy", "output", "request")
+    __slots__ = ("as_numpy", "kept", "output", "request")
 
     def __init__(self) -> None:
         self.as_numpy = 0
+        self.kept = 0
         self.output = 0
         self.request = 0
 

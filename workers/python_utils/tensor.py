@@ -9,6 +9,7 @@ from conch import tensors
 from conch.requester.inference import OutputTensor, TensorInput
 from shm.lent import Lent
 from workers.backends.base import Input
+from workers.copies import COPIES
 from workers.python_utils import dlpack
 from workers.python_utils.datatypes import DATATYPE_NUMBERS
 from workers.python_utils.failures import TritonModelException
@@ -84,6 +85,7 @@ class Tensor:
         else:
             dtype = _NUMPY_DTYPES.get(datatype) or tensors.STORAGE_DTYPES[datatype]
             array = np.ndarray(self._shape, dtype, source).copy()
+        COPIES.as_numpy += len(source)
         self._array = array
         self._source = self._lent = None
         return array
@@ -101,6 +103,7 @@ class Tensor:
         """Makes the tensor last beyond the memory that its bytes were lent in."""
         if self._lent is not None and self._source is not None:
             self._source = bytes(self._source)
+            COPIES.kept += len(self._source)
             self._lent = None
 
     def _as_input(self) -> TensorInput:
@@ -110,6 +113,7 @@ class Tensor:
             return TensorInput(self._name, self._datatype, self._shape, b"", lent=self._lent)
         if self._source is not None:
             # of memory that cannot be lent nobody knows how long it stays
+            COPIES.request += len(self._source)
             return TensorInput(self._name, self._datatype, self._shape, bytes(self._source))
         array = self._array
         assert array is not None

@@ -48,11 +48,12 @@ from conch.messages import (
     Kill,
     LauncherHello,
     LoadFailed,
+    MetricsReport,
     ModelTable,
     ObserverHello,
     PeerStatus,
-    Ready,
     Preparing,
+    Ready,
     RegionTable,
     Request,
     RequesterHello,
@@ -126,10 +127,16 @@ class Exchange:
             self._live(self._lifecycle.tick(now), now)
         self._outbox.retry()
         self._tables.tick(now)
+        self._calls.metrics.tick(now)
 
     def next_wakeup(self, now: float) -> float | None:
         wakeup = inf
-        for time in (self._lifecycle_wakeup, self._dispatcher.next_wakeup, self._tables.next_wakeup):
+        for time in (
+            self._lifecycle_wakeup,
+            self._dispatcher.next_wakeup,
+            self._tables.next_wakeup,
+            self._calls.metrics.next_wakeup,
+        ):
             if time is not None and time < wakeup:
                 wakeup = time
         if self._outbox.waits:
@@ -191,6 +198,9 @@ class Exchange:
             case Preparing() | Spawned() | SpawnFailed() | Died():
                 if self._peers.launcher is not None and self._peers.launcher[0] == peer:
                     self._from_launcher(message, now)
+            case MetricsReport():
+                if self._peers.worker_sockets.get(peer) == message.worker:
+                    self._calls.metrics.reported(message, self._peers.workers[message.worker].model)
             case Completed() | LoadFailed() | Checked():
                 if self._peers.worker_sockets.get(peer) == message.worker:
                     self._from_worker(message, now)
@@ -316,11 +326,14 @@ class Exchange:
         self._peers.workers.pop(worker, None)
         self._peers.worker_sockets.pop(b"C" + worker.encode(), None)
         self._outbox.forget(b"C" + worker.encode())
+        self._calls.metrics.gone(worker)
         memory_fault = died.signal == signal.SIGBUS
         return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now, memory_fault)
 
     def _from_launcher(self, message: Preparing | Spawned | SpawnFailed | Died, now: float) -> None:
         match message:
+            case Preparing(worker):
+                self._live(self._lifecycle.preparing(worker, now), now)
             case Spawned(worker, pid):
                 self._live(self._lifecycle.spawned(worker, pid, now), now)
             case SpawnFailed(worker, fault):
@@ -332,8 +345,6 @@ class Exchange:
                 )
                 self._live(lives, now)
 
-            case Preparing(worker):
-                self._live(self._lifecycle.preparing(worker, now), now)
     def _from_worker(self, message: Completed | LoadFailed | Checked, now: float) -> None:
         match message:
             case Completed(worker, config, ends):

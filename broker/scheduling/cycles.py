@@ -4,7 +4,7 @@ A worker that runs a batch waits for what the batch's requests have asked. A req
 every worker waits, directly or not, for such a request will never run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 
 from broker.scheduling.job import QUEUED, RUNNING, Job
@@ -25,11 +25,12 @@ LOOK_S = 0.5
 class Cycles:
     """Knows the requests that models ask and that have not begun to run.
 
-    ``look`` is to be called at ``look_at``, which is ``inf`` while there are none. ``jobs``: all by requester and id.
+    ``look`` is to be called at ``look_at``, which is ``inf`` while there are none. ``find`` gives a job that
+    is queued or runs, by requester and id.
     """
 
-    def __init__(self, jobs: Mapping[str, Mapping[int, Job]]) -> None:
-        self._jobs = jobs
+    def __init__(self, find: Callable[[str, int], Job | None]) -> None:
+        self._find = find
         self._asked: dict[Job, None] = {}
         self._stuck: set[Job] = set()
         self.look_at = inf
@@ -39,10 +40,12 @@ class Cycles:
         self._asked[job] = None
         if self.look_at == inf:
             self.look_at = now + LOOK_S
-        assert job.request is not None and job.request.parent is not None
-        parent = self._jobs.get(job.request.parent.requester, {}).get(job.request.parent.id)
-        if parent is not None and parent.worker is not None:
-            parent.worker.model.asks = True
+        ancestor = self._parent_of(job)
+        for _ in range(MAX_DEPTH):
+            if ancestor is None or ancestor.worker is None:
+                break
+            ancestor.worker.model.asks = True
+            ancestor = self._parent_of(ancestor)
 
     def look(self, models: Mapping[ModelKey, ModelSlot], now: float) -> list[tuple[Job, Fault]]:
         """The requests that have to be rejected so that the others can go on: of those that wait for each other the
@@ -70,10 +73,7 @@ class Cycles:
         seen = {job}
         reached = [job]
         while reached:
-            request = reached.pop().request
-            if request is None or request.parent is None:
-                continue
-            parent = self._jobs.get(request.parent.requester, {}).get(request.parent.id)
+            parent = self._parent_of(reached.pop())
             if parent is None or parent in seen or parent.state != RUNNING or parent.worker is None:
                 continue
             batch = next(iter(parent.worker.batches.values()), ())
@@ -83,6 +83,10 @@ class Cycles:
             seen.update(waits_too)
             reached += waits_too
         return workers
+
+    def _parent_of(self, job: Job) -> Job | None:
+        parent = job.parent
+        return None if parent is None else self._find(parent.requester, parent.id)
 
 
 def _waits(job: Job) -> bool:
@@ -100,25 +104,30 @@ def _key(job: Job) -> ModelKey:
 
 
 def _stuck(waiting: Mapping[Job, set[WorkerSlot]], models: Mapping[ModelKey, ModelSlot]) -> list[Job]:
-    """The largest set of waiting requests such that each waits for a model all of whose workers wait for requests of
-    this set; of these, the ones that such a worker waits for."""
-    blocked = {key for key in map(_key, waiting) if key in models}
+    """The largest set of waiting requests such that each waits for workers all of which wait for requests of this set;
+    of these, the ones that such a worker waits for."""
+    stuck = set(waiting)
     while True:
-        busy = {worker for job, workers in waiting.items() if _key(job) in blocked for worker in workers}
-        free = {key for key in blocked if not _all_wait(models[key], busy)}
-        if not free:
+        busy = {worker for job in stuck for worker in waiting[job]}
+        closed = {key for key in {_key(job) for job in stuck} if key in models and _all_wait(models[key], busy)}
+        left = {job for job in stuck if (_key(job) in closed if job.state == QUEUED else job.worker in busy)}
+        if len(left) == len(stuck):
             break
-        blocked -= free
-    return [
-        job
-        for job, workers in waiting.items()
-        if _key(job) in blocked and any((worker.model.name, worker.model.version) in blocked for worker in workers)
-    ]
+        stuck = left
+    needed: set[WorkerSlot | None] = set()
+    for job in stuck:
+        needed.update(_instances(models[_key(job)]) if job.state == QUEUED else (job.worker,))
+    return [job for job in stuck if not needed.isdisjoint(waiting[job])]
 
 
 def _all_wait(model: ModelSlot, busy: set[WorkerSlot]) -> bool:
-    workers = [worker for worker in model.workers.values() if not worker.draining]
+    workers = _instances(model)
     return bool(workers) and all(worker in busy for worker in workers)
+
+
+def _instances(model: ModelSlot) -> list[WorkerSlot]:
+    """Those that take batches; if there are none, those that have to end before others come."""
+    return [worker for worker in model.workers.values() if not worker.draining] or list(model.workers.values())
 
 
 def _depth_and_youth(job: Job) -> tuple[int, float]:
@@ -128,7 +137,7 @@ def _depth_and_youth(job: Job) -> tuple[int, float]:
 
 def _fault(victim: Job, waiting: set[WorkerSlot], models: Mapping[ModelKey, ModelSlot]) -> Fault:
     model = models[_key(victim)]
-    count = sum(not worker.draining for worker in model.workers.values())
+    count = len(_instances(model))
     instances = "its only instance waits" if count == 1 else f"all {count} instances wait"
     if any(worker.model is model for worker in waiting):
         text = (

@@ -61,7 +61,7 @@ class Dispatcher:
         self._starting = True
         self._out = self._requesters.out
         self._batches = Batches(epoch, self._out)
-        self._cycles = Cycles(self._requesters.jobs)
+        self._cycles = Cycles(self._requesters.find)
 
     # -------------------------------------------------------------------------------------------------- models
 
@@ -157,8 +157,10 @@ class Dispatcher:
             job.requester = ""
             return
         jobs[running.id] = job
-        if missing is not None and missing.cancelled:
-            self._cancel_running(job)
+        if missing is not None:
+            job.asked_by = missing.parent
+            if missing.cancelled:
+                self._cancel_running(job)
 
     def worker_ready(self, worker: str, model: str, version: int) -> None:
         """It takes batches from now on. Repeating it is harmless, and ends its pause."""
@@ -249,7 +251,11 @@ class Dispatcher:
         here is looked for, or lost."""
         jobs = self._requesters.jobs.setdefault(requester, {})
         for item in awaited:
-            if item.id not in jobs and not self._requesters.was_told(requester, item.id, item.attempt, last_loss):
+            job = jobs.get(item.id)
+            if job is not None:
+                if job.request is None:
+                    job.asked_by = item.parent
+            elif not self._requesters.was_told(requester, item.id, item.attempt, last_loss):
                 self._recovery.miss(requester, item)
         self._settle_missing()
 

@@ -5,6 +5,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from conch.messages import ClientRegion, Request
+from conch.messages.requests import Parent
 
 if TYPE_CHECKING:
     from broker.scheduling.workers import WorkerSlot
@@ -17,8 +18,8 @@ class Job:
     RUNNING.
 
     A job that leaves its queue out of turn is only marked GONE; the queue throws it away when it comes to it.
-    ``request`` is None for an adopted job: only its former broker had it. ``enqueued`` and ``expires`` are seconds on
-    the monotonic clock.
+    ``request`` is None for an adopted job: only its former broker had it; ``asked_by`` is its parent then. ``enqueued``
+    and ``expires`` are seconds on the monotonic clock.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Job:
         "cancelled",
         "source",
         "worker",
+        "asked_by",
     )
 
     def __init__(self, requester: str, request: Request | None, id: int, attempt: int, now: float) -> None:
@@ -45,6 +47,7 @@ class Job:
             self.size = 1
             self.shape_key = ""
             self.expires = inf
+            self.asked_by: Parent | None = None
         else:
             self.size = request.batch_size
             self.shape_key = request.shape_key
@@ -54,6 +57,10 @@ class Job:
         self.cancelled = False
         self.source: deque[Job] | None = None
         self.worker: WorkerSlot | None = None
+
+    @property
+    def parent(self) -> Parent | None:
+        return self.asked_by if self.request is None else self.request.parent
 
     @property
     def uses_client_memory(self) -> bool:

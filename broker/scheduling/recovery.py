@@ -14,13 +14,14 @@ ModelKey = tuple[str, int]
 class Missing:
     """An awaited request that no worker has named so far."""
 
-    __slots__ = ("requester", "id", "attempt", "model", "cancelled")
+    __slots__ = ("requester", "id", "attempt", "model", "parent", "cancelled")
 
     def __init__(self, requester: str, awaited: Awaited) -> None:
         self.requester = requester
         self.id = awaited.id
         self.attempt = awaited.attempt
         self.model = (awaited.model, awaited.version)
+        self.parent = awaited.parent
         self.cancelled = False
 
 

@@ -1,7 +1,7 @@
 """Who awaits what, and how they are told that it has ended."""
 
 from broker.instructions import Instruction, ToPeer
-from broker.scheduling.job import GONE, Job
+from broker.scheduling.job import GONE, RUNNING, Job
 from broker.scheduling.recovery import Missing
 from conch.messages import Fault, Lost, Rejected, Retired
 
@@ -15,6 +15,8 @@ class Requesters:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[int, Job]] = {}
         self.out: list[Instruction] = []
+        #: what runs on although its requester is dead
+        self._orphans: dict[tuple[str, int], Job] = {}
         #: (requester, id, attempt) told lost by a restart: the number of that ``Lost``, 0 once it was submitted again
         self._told: dict[tuple[str, int, int], int] = {}
         self._last_loss = 0
@@ -40,7 +42,14 @@ class Requesters:
     def forget(self, requester: str) -> list[Job]:
         """It is dead; returns what it had."""
         self._told = {told: number for told, number in self._told.items() if told[0] != requester}
-        return list(self.jobs.pop(requester, {}).values())
+        jobs = list(self.jobs.pop(requester, {}).values())
+        self._orphans.update({(requester, job.id): job for job in jobs if job.state == RUNNING})
+        return jobs
+
+    def find(self, requester: str, id: int) -> Job | None:
+        """A job that is queued or runs, also of a dead requester."""
+        job = self.jobs.get(requester, {}).get(id)
+        return self._orphans.get((requester, id)) if job is None else job
 
     def finish(self, jobs: list[Job]) -> tuple[int, float]:
         """``jobs`` ran. Returns the sums of their sizes and of the times when they were queued."""
@@ -57,6 +66,8 @@ class Requesters:
                 if job.cancelled:
                     cancelled = cancelled or []
                     cancelled.append(job)
+            else:
+                self._orphans.pop((job.requester, job.id), None)
         if cancelled is not None:
             self._retire(cancelled)
         return units, enqueued_sum
@@ -79,6 +90,8 @@ class Requesters:
             if known is not None:
                 known.pop(job.id, None)
                 (retired if job.cancelled else lost).append(job)
+            else:
+                self._orphans.pop((job.requester, job.id), None)
         self._retire(retired)
         for requester, group in _by_requester(lost).items():
             ids = tuple([job.id for job in group])

@@ -4,17 +4,18 @@ from typing import Literal
 
 from conch.messages.base import Message, Record
 from conch.messages.regions import Region
-from conch.messages.requests import Sequence
+from conch.messages.requests import Parent, Sequence
 from conch.messages.tensors import Fault
 
 
 class Awaited(Record, frozen=True):
-    """A request that its requester has submitted and has no final answer for."""
+    """A request that its requester has submitted and has no final answer for. ``parent`` as in ``Request``."""
 
     id: int
     attempt: int
     model: str
     version: int
+    parent: Parent | None = None
 
 
 class RequesterHello(Message, frozen=True):

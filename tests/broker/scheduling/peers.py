@@ -6,7 +6,8 @@ Requesters run the real ``conch.requester.pending.Pending``; workers follow the 
 from typing import TYPE_CHECKING, Any
 
 from conch import messages
-from conch.messages import Batch, Block, Cancel, Done, Drain, Request, Response, TensorDescription
+from conch.messages import Batch, Block, Cancel, Closed, Dispatch, Done, Drain, Request, Response, TensorDescription
+from conch.messages.requests import Parent
 from conch.model_config import DynamicBatching, ModelConfig, QueuePolicy
 from conch.requester import pending
 from tests.broker.scheduling.choices import Choices
@@ -63,9 +64,12 @@ class Peer:
 
 
 class Requester:
-    def __init__(self, world: "World", name: str) -> None:
+    """``worker``: the one in which it lives and with which it dies."""
+
+    def __init__(self, world: "World", name: str, worker: "Worker | None" = None) -> None:
         self.world = world
         self.name = name
+        self.worker = worker
         self.socket = Peer(world, name)
         self.pending = pending.Pending(name, "test", 1, 1000, world.now)
         self.arena: set[int] = set()
@@ -76,7 +80,7 @@ class Requester:
     def alive(self) -> bool:
         return self.socket.alive
 
-    def submit(self, choices: Choices) -> None:
+    def submit(self, choices: Choices, parent: Parent | None = None, depth: int = 0) -> int:
         name, version = list(MODELS)[choices.below(len(MODELS))]
         id = self.pending.new_id()
         self.arena.add(id)
@@ -86,15 +90,30 @@ class Requester:
         size = 1 + choices.below(2)
         shape_key = "ab"[choices.below(2)]
         priority = choices.below(3)
-        request = Request(id, 1, name, version, size, shape_key, inputs=(tensor,), deadline=deadline, priority=priority)
+        request = Request(
+            id,
+            1,
+            name,
+            version,
+            size,
+            shape_key,
+            inputs=(tensor,),
+            deadline=deadline,
+            priority=priority,
+            parent=parent,
+            depth=depth,
+        )
         entry = pending.Entry(request, idempotent=not choices.one_in(6))
         if not entry.idempotent:
             self.world.once.add((self.name, id))
         self.carry_out(self.pending.submit(entry, self.world.now))
+        return id
 
     def abandon(self, choices: Choices) -> None:
         id = sorted(self.arena)[choices.below(len(self.arena))]
         self.abandoned.add(id)
+        if self.worker is not None:
+            self.worker.waits_for.discard(id)
         self.carry_out(self.pending.abandon(id))
 
     def read_socket(self) -> None:
@@ -146,10 +165,17 @@ class Requester:
     def answer(self, entry: pending.Entry) -> None:
         self.answered[entry.request.id] += 1
         assert self.answered[entry.request.id] == 1, "answered twice"
+        if self.worker is not None:
+            self.worker.waits_for.discard(entry.request.id)
 
 
 class Worker:
-    """``epoch``: whose batches it takes up, None between a HELLO and its Welcome."""
+    """``epoch``: whose batches it takes up, None between a HELLO and its Welcome.
+
+    ``unanswered``, ``opened`` and ``again``: positions in ``batch``. ``open``: what it goes on answering after its
+    batch, and whether that has been answered and only its inputs are still read. ``requester``: what its model asks
+    others with; the batch is not over before ``waits_for`` has been answered.
+    """
 
     def __init__(self, world: "World", name: str, model: tuple[str, int]) -> None:
         self.world = world
@@ -159,9 +185,14 @@ class Worker:
         self.data = Peer(world, "D" + name)
         self.batch: Batch | None = None
         self.unanswered: list[int] = []
+        self.opened: list[int] = []
+        self.again: list[int] = []
+        self.open: dict[tuple[str, int], tuple[Dispatch, bool]] = {}
+        self.requester: Requester | None = None
+        self.waits_for: set[int] = set()
         self.failed: list[int] = []
         self.undelivered: list[int] = []
-        self.unreported: list[Done] = []
+        self.unreported: list[Done | Closed] = []
         self.started_ns = 0
         self.epoch: int | None = None
 
@@ -171,6 +202,8 @@ class Worker:
 
     def die(self) -> None:
         self.control.alive = self.data.alive = False
+        if self.requester is not None:
+            self.requester.socket.alive = False
         self.world.unseen_deaths.append(self.name)
 
     def notice(self) -> None:
@@ -188,6 +221,9 @@ class Worker:
                 messages.Running(item.requester, item.request.id, item.request.attempt, self.batch.epoch, self.batch.id)
                 for item in self.batch.items
             )
+        running += tuple(
+            messages.Running(item.requester, item.request.id, item.request.attempt) for item, _ in self.open.values()
+        )
         name, version = self.model
         hello = messages.WorkerHello(1, self.name, 1, name, version, 0, "hash", "ready", running)
         self.control.send(hello)
@@ -202,7 +238,7 @@ class Worker:
                 assert fault is not None
                 self.die()
             case Drain():
-                assert not self.waiting() and self.batch is None, "drained while it holds something"
+                assert not self.waiting() and self.batch is None and not self.open, "drained while it holds something"
                 assert not self.unreported
                 self.die()
             case Cancel() | messages.Forget():
@@ -222,6 +258,8 @@ class Worker:
         self.unanswered = list(range(len(batch.items)))
         self.failed = []
         self.undelivered = []
+        self.opened = []
+        self.again = []
         self.started_ns = int(self.world.now * 1e9)
         for item in batch.items:
             key = (item.requester, item.request.id)
@@ -237,6 +275,11 @@ class Worker:
         requester = self.world.requesters[item.requester]
         if not requester.alive or choices.one_in(30):
             self.undelivered.append(position)
+        elif choices.one_in(8):
+            self.again.append(position)
+            self.world.runs[item.requester, item.request.id] -= 1
+        elif choices.one_in(6):
+            self.opened.append(position)
         else:
             channel = self.world.responses[self.name, item.requester]
             if choices.one_in(4):
@@ -259,9 +302,45 @@ class Worker:
             now_ns,
             tuple(self.failed),
             tuple(self.undelivered),
+            tuple(self.opened),
+            tuple(self.again),
         )
+        for position in self.opened:
+            item = self.batch.items[position]
+            self.open[item.requester, item.request.id] = (item, False)
         self.unreported.append(done)
         self.batch = None
+        self.report()
+
+    def ask(self, choices: Choices) -> None:
+        """Its model asks another, or itself, and mostly waits for the answer."""
+        assert self.batch is not None and self.requester is not None
+        first = self.batch.items[0]
+        parent = Parent(first.requester, first.request.id)
+        id = self.requester.submit(choices, parent, first.request.depth + 1)
+        if not choices.one_in(4) and not self.requester.answered[id]:
+            self.waits_for.add(id)
+
+    def go_on(self, choices: Choices) -> None:
+        """The next step of an open request."""
+        key = list(self.open)[choices.below(len(self.open))]
+        item, answered = self.open[key]
+        request = item.request
+        failed = undelivered = False
+        if not answered:
+            if not self.world.requesters[item.requester].alive or choices.one_in(30):
+                undelivered = True
+            else:
+                final = not choices.one_in(3)
+                held = final and choices.one_in(3)
+                failed = final and choices.one_in(6)
+                response = Response(request.id, request.attempt, 1, final, inputs_held=held)
+                self.world.responses[self.name, item.requester].append(response)
+                if held or not final:
+                    self.open[key] = (item, final)
+                    return
+        del self.open[key]
+        self.unreported.append(Closed(item.requester, request.id, request.attempt, failed, undelivered))
         self.report()
 
     def report(self) -> None:

@@ -59,6 +59,9 @@ class Broker:
             case Done():
                 if peer.name[1:] in self.workers:
                     dispatcher.done(peer.name[1:], message, now)
+            case messages.Closed():
+                if peer.name[1:] in self.workers:
+                    dispatcher.closed(peer.name[1:], message, now)
             case messages.LauncherHello(workers=workers):
                 self.launcher = True
                 for worker in dispatcher.launcher_hello(workers):

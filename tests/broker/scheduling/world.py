@@ -19,6 +19,8 @@ from tests.broker.scheduling.shell import GONE, Broker
 MAX_WORKERS = 5
 MAX_REQUESTERS = 3
 MAX_INFLIGHT = 6
+#: requests that the model of a worker has in flight
+MAX_ASKED = 2
 #: a step out of so many is an accident
 ACCIDENT_ONE_IN = 16
 
@@ -94,7 +96,7 @@ class World:
         if self.unseen_deaths:
             add(("launcher sees a death", self.see_death))
         for requester in self.living_requesters():
-            if len(requester.arena) < MAX_INFLIGHT:
+            if len(requester.arena) < MAX_INFLIGHT and requester.worker is None:
                 add((f"{requester.name} submits", partial(requester.submit, self.choices)))
             if requester.socket.inbox:
                 add((f"{requester.name} reads", requester.read_socket))
@@ -111,8 +113,12 @@ class World:
                 add((f"{worker.name} reports", worker.report))
             if worker.batch is not None and worker.unanswered:
                 add((f"{worker.name} responds", partial(worker.respond, self.choices)))
-            elif worker.batch is not None:
+            elif worker.batch is not None and not worker.waits_for:
                 add((f"{worker.name} finishes", worker.finish))
+            if worker.open:
+                add((f"{worker.name} goes on", partial(worker.go_on, self.choices)))
+            if worker.batch is not None and worker.requester is not None and len(worker.requester.arena) < MAX_ASKED:
+                add((f"{worker.name} asks", partial(worker.ask, self.choices)))
         for (worker_name, name), queue in self.responses.items():
             if queue and self.requesters[name].alive:
                 add((f"{name} reads from {worker_name}", partial(self.requesters[name].read_response, worker_name)))
@@ -133,7 +139,7 @@ class World:
         if self.broker is not None:
             found.append(("broker drains", self.drain))
             found.append(("broker dies", self.kill_broker))
-        if len(self.living_requesters()) < MAX_REQUESTERS:
+        if len(self.living_clients()) < MAX_REQUESTERS:
             found.append(("new requester", self.new_requester))
         else:
             found.append(("a requester dies", self.kill_requester))
@@ -144,6 +150,9 @@ class World:
 
     def living_requesters(self) -> list[Requester]:
         return [requester for requester in self.requesters.values() if requester.alive]
+
+    def living_clients(self) -> list[Requester]:
+        return [requester for requester in self.living_requesters() if requester.worker is None]
 
     def receive(self, name: str) -> None:
         assert self.broker is not None
@@ -207,6 +216,7 @@ class World:
         self.workers[worker.name] = worker
         self.peers[worker.control.name] = worker.control
         self.peers[worker.data.name] = worker.data
+        worker.requester = self.new_requester(worker)
         self.broker.dispatcher.worker_expected(worker.name)
 
     def drain(self) -> None:
@@ -225,23 +235,26 @@ class World:
                 names = sorted(broker.workers)
                 broker.dispatcher.worker_draining(names[self.choices.below(len(names))])
 
-    def new_requester(self) -> None:
-        requester = Requester(self, f"r{len(self.requesters)}")
+    def new_requester(self, worker: Worker | None = None) -> Requester:
+        requester = Requester(self, f"r{len(self.requesters)}", worker)
         self.requesters[requester.name] = requester
         self.peers[requester.name] = requester.socket
+        return requester
 
     def kill_requester(self) -> None:
-        living = self.living_requesters()
+        living = self.living_clients()
         living[self.choices.below(len(living))].socket.alive = False
 
     # -------------------------------------------------------------------------------------------- what must hold
 
     def check(self) -> None:
         for worker in self.workers.values():
-            if not worker.alive or worker.batch is None:
+            if not worker.alive:
                 continue
-            for position in worker.unanswered:
-                item = worker.batch.items[position]
+            reads = [item for item, _ in worker.open.values()]
+            if worker.batch is not None:
+                reads += [worker.batch.items[position] for position in worker.unanswered + worker.opened + worker.again]
+            for item in reads:
                 requester = self.requesters[item.requester]
                 assert not requester.alive or item.request.id in requester.arena, "freed while a worker reads it"
         if self.broker is None:
@@ -252,7 +265,7 @@ class World:
             attempts = [job.attempt for jobs in own for job in jobs]
             assert len(attempts) == 1 or all(attempt == 1 for attempt in attempts), "a retried request is not alone"
         for model in self.broker.dispatcher._models.values():
-            running = sum(len(jobs) for slot in model.workers.values() for jobs in slot.batches.values())
+            running = sum(1 for slot in model.workers.values() for _ in slot.jobs())
             assert model.running == running
             assert model.queue.live == len(list(model.queue)) >= 0
             assert model.queue.units == sum(job.size for job in model.queue)
@@ -278,6 +291,7 @@ class World:
         dispatcher = broker.dispatcher
         assert dispatcher.is_idle
         assert not any(dispatcher._requesters.jobs.values())
+        assert not dispatcher._requesters._orphans
         assert not dispatcher._recovery._missing
         for worker in self.workers.values():
             if worker.alive and not dispatcher._workers[worker.name].draining:
@@ -287,7 +301,7 @@ class World:
         if self.broker is None or not self.broker.dispatcher.is_idle or any(self.to_broker.values()):
             return False
         for worker in self.living_workers():
-            if worker.batch or worker.data.inbox or worker.control.inbox or worker.unreported:
+            if worker.batch or worker.open or worker.data.inbox or worker.control.inbox or worker.unreported:
                 return False
             if worker.name not in self.broker.workers:
                 return False
@@ -313,7 +327,7 @@ class World:
                     requester.read_socket()
         for key in MODELS:
             alive = [worker for worker in self.workers.values() if worker.alive and worker.model == key]
-            if broker.launcher and not alive:
+            if broker.launcher and all(self.is_left_over(broker, worker) for worker in alive):
                 self.spawn(key)
         for worker in [worker for worker in self.workers.values() if worker.alive]:
             self.settle_worker(worker)
@@ -327,17 +341,27 @@ class World:
         self.check()
         self.now += 0.05
 
+    def is_left_over(self, broker: Broker, worker: Worker) -> bool:
+        """Whether it belongs to a version that was removed and has come back since."""
+        slot = broker.dispatcher._workers.get(worker.name)
+        return slot is not None and slot.model is not broker.dispatcher._models[worker.model]
+
     def settle_worker(self, worker: Worker) -> None:
         if worker.control.unnoticed:
             worker.notice()
         while worker.control.inbox and worker.alive:
             worker.read_control()
         worker.report()
+        while worker.open:
+            worker.go_on(self.choices)
+            self.check()
         while worker.alive and ((worker.data.inbox and worker.epoch is not None) or worker.batch):
             if worker.batch is None:
                 worker.take_up()
             elif worker.unanswered:
                 worker.respond(self.choices)
+            elif worker.waits_for:
+                return
             else:
                 worker.finish()
             self.check()

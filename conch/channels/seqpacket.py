@@ -37,9 +37,13 @@ class MessageTooLong(Exception):
 def listen(path: Path) -> socket.socket:
     """A non-blocking listening socket at ``path``, mode 0600 by the run directory's 0700."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    listener.setblocking(False)
-    listener.bind(str(path))
-    listener.listen(_BACKLOG)
+    try:
+        listener.setblocking(False)
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

@@ -55,12 +55,12 @@ from conch.requester.broker_socket import BrokerSocket
 from conch.requester.calls import Call, Order
 from conch.requester.cuda_check import CudaCheck
 from conch.requester.delivery import deliver
+from conch.requester.growth import Growth
 from conch.requester.inference import InferenceCall, InferenceResult, TensorInput
 from conch.requester.lent_memory import LentMemory
 from conch.requester.links import Links, WorkerLink
 from conch.requester.models import ModelTableView, ReadyModel
 from conch.requester.pending import (
-    CLOSING,
     HOLD_LIMIT_S,
     Deliver,
     Entry,
@@ -76,7 +76,6 @@ from conch.requester.regions import RegionTableView
 from conch.requester.validation import Checked, validate
 from conch.run_dir import RunDir, new_peer_id
 from shm.arena import Arena
-from shm.base import ArenaFull
 from shm.segment import Segment
 
 logger = logging.getLogger("conch.requester.requester")
@@ -121,13 +120,13 @@ class Requester:
         self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
         self._calls = BrokerCalls(lambda: self._pending.welcome, lambda message: self._broker.send(message))
         self._arena = Arena(arena_cap_nbytes, "input")
+        self._growth = Growth(self._arena)
         self._links = Links(self._on_response, self._announcements, keep_descriptors=bool(worker))
         self._arena.on_segment_added = lambda segment: self._links.announce(*_announcement(segment))
         self._arena.on_segment_retired = self._links.retire
         self._region_memory = RegionMemory(self._links.announce, self._links.retire)
         self._lent_memory = LentMemory(self._links.announce, self._links.retire)
         self._cuda_check = CudaCheck()
-        self._growing: dict[asyncio.Task[None], Asked] = {}
         #: what could not be sent: until it is, the broker sends no other table
         self._table_seen: TableSeen | None = None
         self._started = False
@@ -138,17 +137,20 @@ class Requester:
         self._broker: BrokerSocket[ToRequester]
         self._loop: asyncio.AbstractEventLoop
         self._thread: int
-        self._growth_lock: asyncio.Lock
 
     # --------------------------------------------------------------------------------------------------- life time
 
     async def start(self) -> None:
-        """Listens for workers and connects to the broker. Returns without waiting for one. Raises ``OSError``."""
+        """Listens for workers and connects to the broker. Returns without waiting for one. Raises ``OSError`` and
+        ``ArenaFull``."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._growth_lock = asyncio.Lock()
         self._links.open(self._run_dir.requester_socket(self.id))
-        await self._loop.run_in_executor(None, self._arena.grow, 1)
+        try:
+            await self._loop.run_in_executor(None, self._arena.grow, 1)
+        except BaseException:
+            self._links.close()
+            raise
         self._arena.free(self._arena.allocate(1))  # takes the new segment over
         self._data = BrokerLink(self._run_dir.broker_data_socket, self.id, self._on_data_lost)
         self._broker = BrokerSocket(
@@ -163,9 +165,7 @@ class Requester:
             return
         self._closing = True
         self._carry_out(self._pending.close())
-        for asked in self._growing.values():
-            asked.answer(from_fault(CLOSING))
-        await asyncio.gather(*self._growing)
+        await self._growth.close()
         self._calls.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -183,7 +183,7 @@ class Requester:
     @property
     def inflight(self) -> int:
         """Requests that hold inputs, answered or not."""
-        return len(self._pending) + len(self._growing)
+        return len(self._pending) + len(self._growth)
 
     # ----------------------------------------------------------------------------------------------- what callers do
 
@@ -237,9 +237,7 @@ class Requester:
             if self.inflight >= self._max_inflight:
                 self._let_go(asked)
                 raise Overloaded("too many requests in flight; try again")
-            task = self._loop.create_task(self._grow(model, call, checked, nbytes or _ALIGNMENT_NBYTES, asked))
-            self._growing[task] = asked
-            task.add_done_callback(self._growing.pop)
+            self._growth.begin(asked, nbytes or _ALIGNMENT_NBYTES, partial(self._go_on, model, call, checked, asked))
         return asked
 
     @overload
@@ -311,21 +309,10 @@ class Requester:
         if pending.admit(Entry(request, repeatable, asked), time.monotonic()):
             self._send_data(request)
 
-    async def _grow(self, model: ReadyModel, call: InferenceCall, checked: Checked, nbytes: int, asked: Asked) -> None:
-        """The rest of ``ask`` once the arena has grown, off the loop: reserving memory takes milliseconds."""
-        try:
-            async with self._growth_lock:
-                while self._arena.needs_growth(nbytes) and asked.on_answer is not None:
-                    await self._loop.run_in_executor(None, self._arena.grow, nbytes)
-            block = None if asked.on_answer is None else self._arena.allocate(nbytes)
-        except ArenaFull as error:
-            logger.warning("%s", error)
-            block = None
-            asked.answer(Overloaded("the server's memory for inputs is full; try again"))
-        except Exception:  # no descriptor, no thread: whoever asked must hear of it
-            logger.exception("the memory for inputs cannot grow")
-            block = None
-            asked.answer(Overloaded("the server cannot make room for inputs at the moment; try again"))
+    def _go_on(
+        self, model: ReadyModel, call: InferenceCall, checked: Checked, asked: Asked, block: Block | None
+    ) -> None:
+        """The rest of ``ask`` once the arena has grown."""
         if block is None:
             self._let_go(asked)
         else:

@@ -238,7 +238,7 @@ class TestErrors:
                 Overloaded: call(48 << 20),
                 Internal: simple_call(),
             }
-            wrong[Internal].inputs[0].shape = None  # type: ignore[assignment]
+            wrong[Internal].inputs[0].shape = 5  # type: ignore[assignment]
             for kind, wrong_call in wrong.items():
                 inbox, _ = ask(s, version=1, call=wrong_call)
                 assert isinstance(await inbox.error(), kind)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from conch.messages import Parent
+from conch.messages import Parent, Request
 from conch.requester.inference import InferenceCall, Outcome
 from conch.requester.models import ReadyModel
 from workers.backends.base import Item
@@ -42,13 +42,6 @@ class Asker(Protocol):
         ...
 
 
-class Running(NamedTuple):
-    """The request that a model's own requests belong to: the first of the batch."""
-
-    parent: Parent
-    depth: int
-
-
 class _State:
     asker: Asker | None = None
     serving: bool = False
@@ -56,7 +49,7 @@ class _State:
 
 _state = _State()
 #: per thread and per asyncio task: a task has that of whoever started it, a new thread has none
-_running: ContextVar[Running | None] = ContextVar("running", default=None)
+_running: ContextVar[tuple[str, Request] | None] = ContextVar("running", default=None)
 
 
 def set_asker(asker: Asker | None) -> None:
@@ -68,16 +61,18 @@ def set_serving(serving: bool) -> None:
     _state.serving = serving
 
 
-def set_running(item: Item | None) -> None:
+def set_running(item: Item) -> None:
     """``item`` is the first of the batch that is executed from here on, on this thread or in this task."""
-    if item is None:
-        _running.set(None)
-    else:
-        _running.set(Running(Parent(item.requester, item.request.id), item.request.depth))
+    _running.set((item.requester, item.request))
 
 
-def running() -> Running | None:
-    return _running.get()
+def set_parent(call: InferenceCall) -> None:
+    """``call`` is sent for the request that is executed here, if there is one."""
+    running = _running.get()
+    if running is not None:
+        requester, request = running
+        call.parent = Parent(requester, request.id)
+        call.depth = request.depth + 1
 
 
 def asker_for_inference() -> Asker:

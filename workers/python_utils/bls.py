@@ -42,11 +42,8 @@ class Asked:
         if refused is not None:
             self.mailbox.put(refused, True)
             return
-        running = asking.running()
         call = question.call
-        if running is not None:
-            call.parent = running.parent
-            call.depth = running.depth + 1
+        asking.set_parent(call)
         self._handle = asker.ask(question.model_name, question.version, call, call.parent, self.mailbox.put)
 
     def cancel(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from conch import messages
 from conch.requester.inference import InferenceCall
-from workers.backends.base import Item
+from workers.backends.base import Input, Item
 from workers.python_utils import bls
 from workers.python_utils.failures import TritonModelException
 from workers.python_utils.parameters import checked_parameters
@@ -235,9 +235,12 @@ _new = cast(Any, object.__new__)
 
 
 def received_request(
-    item: Item, all_output_names: list[str], senders: "Callable[[Item, list[Tensor]], InferenceResponseSender]"
+    item: Item,
+    all_output_names: list[str],
+    senders: "Callable[[Item, list[Tensor]], InferenceResponseSender]",
+    tensor_of: Callable[[Input], Tensor] = input_tensor,
 ) -> InferenceRequest:
-    """The model's view of one request of its batch."""
+    """The model's view of one request of its batch. ``tensor_of``: or ``read_only_input_tensor``."""
     source = item.request
     request: InferenceRequest = _new(InferenceRequest)
     request._item = item
@@ -245,7 +248,7 @@ def received_request(
     request._senders = senders
     request._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
     request._request_id = source.client_id
-    request._inputs = [input_tensor(each) for each in item.inputs]
+    request._inputs = [tensor_of(each) for each in item.inputs]
     request._output_names = list(source.outputs) or all_output_names
     request._model_name = source.model
     request._model_version = source.version

@@ -58,6 +58,7 @@ class Server:
             auto_complete=not settings.disable_auto_complete_config,
             config_name=settings.model_config_name,
             backend_settings=BackendSettings(settings.backend_config),
+            backend_directory=settings.backend_directory,
         )
         self._repository.check()
         memory = restore(run_dir.loaded)

@@ -10,6 +10,7 @@ import select
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import zmq
 
@@ -18,6 +19,8 @@ from conch.channels import BadMessage
 from conch.channels.zeromq import DealerChannel
 from conch.messages import (
     PROTOCOL_VERSION,
+    Checked,
+    CheckReady,
     Completed,
     LoadFailed,
     ServerSettings,
@@ -28,6 +31,7 @@ from conch.messages import (
     WorkerHello,
 )
 from conch.run_dir import RunDir
+from workers.readiness import ReadinessChecks
 from workers.shared_state import SharedState
 
 logger = logging.getLogger("conch.workers.control")
@@ -42,11 +46,11 @@ _RETRY_S = 0.002
 #: how long the last message may take to leave the process
 _LINGER_MS = 2000
 
-Posted = Completed | LoadFailed
+Posted = Completed | LoadFailed | Checked
 
 
 class Control(threading.Thread):
-    """``post`` and ``close`` are for the main thread."""
+    """``post`` is for any thread, ``answer_checks`` and ``close`` for the main thread."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], spawn: Spawn, run_dir: RunDir, shared: SharedState
@@ -65,6 +69,11 @@ class Control(threading.Thread):
         self._hello_due = False
         self._welcomed = False
         self._abandoned_since: float | None = None
+        self._checks: ReadinessChecks | None = None
+
+    def answer_checks(self, ask: Callable[[], bool]) -> None:
+        """From now on the broker is told what ``ask`` says, which is called on a thread of its own."""
+        self._checks = ReadinessChecks(self._spawn.worker, ask, self.post)
 
     def post(self, message: Posted) -> None:
         """Sends it as soon as a broker has welcomed this worker."""
@@ -166,6 +175,9 @@ class Control(threading.Thread):
             case Unwelcome(_, fault):
                 logger.error("the broker refuses this worker: %s", fault and fault.message)
                 self._shared.drain()
+            case CheckReady(number):
+                if self._checks is not None:
+                    self._checks.check(number)
             case ServerSettings():
                 process.set_logging(message.log)
             case _:

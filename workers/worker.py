@@ -89,6 +89,7 @@ class Worker:
     def __init__(self, spawn: Spawn, settings: Settings) -> None:
         run_dir = RunDir(settings.run_dir)
         self._spawn = spawn
+        self._backend_directory = settings.backend_directory
         self._shared = SharedState(spawn.config_hash, "completing" if spawn.complete else "loading")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = Control(self._context, spawn, run_dir, self._shared)
@@ -102,6 +103,7 @@ class Worker:
         self._connections = Connections(spawn.worker, run_dir, self._arena, self._poll)
         self._in_doubt: deque[Batch] = deque()
         self._ready_due = False
+        self._checks = False
         self._welcomes = 0
         self._next_look = 0.0
 
@@ -146,21 +148,25 @@ class Worker:
         """None if the worker is to end before the model is loaded."""
         spawn = self._spawn
         config = decode_config(spawn.config)
-        backend = backend_class(config.backend, spawn.model)(_instance(spawn))
+        name = "python" if spawn.backend_dir else config.backend
+        backend = backend_class(name, spawn.model, self._backend_directory)(_instance(spawn))
         if spawn.complete:
-            completed = Completed(spawn.worker, backend.complete_config())
-            configured = self._configured(completed)
+            config_json = backend.complete_config()
+            configured = self._configured(Completed(spawn.worker, config_json, backend.completes_apart))
             if configured is None:
                 return None
             backend.instance = _instance(spawn, configured)
             config = decode_config(configured)
         backend.load()
+        self._checks = backend.checks_readiness
+        if self._checks:
+            self._control.answer_checks(backend.is_ready)
         self._shared.become("ready")
         self._ready_due = self._shared.attention = True
         return backend, config
 
     def _configured(self, completed: Completed) -> str | None:
-        """Waits for the broker's answer; a new broker is told again."""
+        """Waits for the broker's answer; a new broker is told again. None: this process is to end."""
         shared = self._shared
         told = -1
         while shared.configured is None:
@@ -229,7 +235,11 @@ class Worker:
         if shared.welcomes != self._welcomes or not data.connected:
             self._welcomes = shared.welcomes
             self._ready_due = True
-        if self._ready_due and (data.connected or data.reconnect()) and data.send_nowait(Ready(self._spawn.worker)):
+        if (
+            self._ready_due
+            and (data.connected or data.reconnect())
+            and data.send_nowait(Ready(self._spawn.worker, self._checks))
+        ):
             self._ready_due = False
         for done in shared.unreported():
             self._report(done)
@@ -270,4 +280,5 @@ def _instance(spawn: Spawn, config: str | None = None) -> Instance:
         model_dir=spawn.model_dir,
         version_dir=spawn.version_dir,
         backend_config=spawn.backend_config,
+        backend_dir=spawn.backend_dir,
     )

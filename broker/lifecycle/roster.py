@@ -98,6 +98,7 @@ class Roster:
                     model_dir=copy.snapshot.model_dir,
                     version_dir=f"{copy.snapshot.model_dir}/{copy.version}",
                     backend_config=copy.snapshot.backend_config,
+                    backend_dir=copy.snapshot.backend_dir,
                 )
             )
         )
@@ -119,7 +120,6 @@ class Roster:
         self.workers[instance.worker].deadline = inf
         instance.is_ready(now)
 
-    def _enlist(self, id: str, instance: Instance) -> Worker:
     def is_preparing(self, worker: Worker) -> None:
         """The launcher sees to it that this ends."""
         worker.preparing = True
@@ -132,6 +132,7 @@ class Roster:
             worker.deadline = now + self._load_timeout_s
         worker.preparing = False
 
+    def _enlist(self, id: str, instance: Instance) -> Worker:
         worker = Worker(id, instance.copy.name, instance.copy.version, instance.plan.name)
         worker.instance = instance
         instance.worker = id

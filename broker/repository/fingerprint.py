@@ -15,8 +15,10 @@ from broker.repository.config_file import ModelConfigMessage
 _CONFIG_NAMES = frozenset({"config.pbtxt", "configs"})
 
 
-def version_hashes(config: ModelConfigMessage, model_dir: str, versions: Iterable[int]) -> dict[int, str]:
-    """A digest for each version, of all that a worker of it depends on.
+def version_hashes(
+    config: ModelConfigMessage, model_dir: str, versions: Iterable[int], backend_dir: str = ""
+) -> dict[int, str]:
+    """A digest for each version, of all that a worker of it depends on, ``backend_dir`` included.
 
     Instance groups and the version policy are left out: they change how many workers there are, not what one is.
     """
@@ -27,6 +29,9 @@ def version_hashes(config: ModelConfigMessage, model_dir: str, versions: Iterabl
     common.update(b"\0" + os.fsencode(os.path.realpath(model_dir)) + b"\0")
     for stamp in _stamps_beside_versions(model_dir):
         common.update(stamp)
+    if backend_dir:
+        for stamp in _stamps(backend_dir, backend_dir):
+            common.update(stamp)
     hashes = {}
     for version in versions:
         digest = common.copy()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.repository import config_file, platforms
+from broker.repository import config_file, platforms, python_based
 from broker.repository.backend_settings import BackendSettings
 from broker.repository.completion import finish
 from broker.repository.config_file import MAX_CONFIG_NBYTES, ModelConfigMessage
@@ -42,7 +42,8 @@ class Repository:
     """The model repositories of a server.
 
     ``folders``: their paths. ``auto_complete``: models may lack a configuration or parts of it. ``config_name``: prefer
-    ``configs/<config_name>.pbtxt``. ``overrides``: where files of load calls are written. No two calls may run at once
+    ``configs/<config_name>.pbtxt``. ``overrides``: where files of load calls are written. ``backend_directory``: holds
+    a folder per Python-based backend. No two calls may run at once
     for the same model; one thread for all is enough.
     """
 
@@ -55,6 +56,7 @@ class Repository:
         config_name: str = "",
         host: Host | None = None,
         backend_settings: BackendSettings | None = None,
+        backend_directory: str = "",
     ) -> None:
         self._folders = [Path(folder).absolute() for folder in folders]
         self._overrides = Path(overrides)
@@ -62,6 +64,7 @@ class Repository:
         self._config_name = config_name
         self._host = host if host is not None else Host.detect()
         self._backend_settings = backend_settings or BackendSettings()
+        self._backend_directory = os.path.abspath(backend_directory) if backend_directory else ""
 
     def check(self) -> None:
         """Raises ``NotFound`` if one of the repositories is not a readable folder; a server cannot start then."""
@@ -124,6 +127,7 @@ class Repository:
         if not config.name:
             config.name = name
         platforms.fill_in(config, _artifacts(model_dir, existing))
+        backend_dir = python_based.folder(self._backend_directory, config)
         normalise(config)
         check_config(config)
         if config.name != name:
@@ -140,6 +144,7 @@ class Repository:
                     f"at least one version must be available under the version policy of model '{name}'"
                 )
             check_supported(config)
+            python_based.check(config, backend_dir)
             check_instance_groups(config, self._host)
             labels = read_labels(config, model_dir)
             if not self._auto_complete:
@@ -155,12 +160,13 @@ class Repository:
             config_json=config_json,
             config=config_file.decode(config_json),
             versions=versions,
-            hashes=version_hashes(config, model_dir, versions),
+            hashes=version_hashes(config, model_dir, versions, backend_dir),
             model_dir=model_dir,
             instances=instance_plans(config) if fault is None else (),
             complete=self._auto_complete,
             labels=labels,
-            backend_config=self._backend_settings.for_backend(config.backend),
+            backend_config=self._backend_settings.for_backend("python" if backend_dir else config.backend),
+            backend_dir=backend_dir,
             fault=fault,
             override=override,
         )

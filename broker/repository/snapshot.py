@@ -36,7 +36,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     ascending; ``hashes`` maps each to a digest of everything that makes a new worker of it differ from an old one,
     which leaves out instance groups and the version policy. ``complete``: the backend is asked to complete the
     configuration. ``labels`` maps an output to its lines. ``fault``: the model was read but cannot be loaded, and why.
-    ``override`` is what was in effect, with its files written to ``override.folder``.
+    ``override`` is what was in effect, with its files written to ``override.folder``. ``backend_dir``: the folder of
+    its Python-based backend.
     """
 
     name: str
@@ -49,5 +50,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     complete: bool
     labels: dict[str, tuple[str, ...]] = {}
     backend_config: dict[str, str] = {}
+    backend_dir: str = ""
     fault: Fault | None = None
     override: Override = Override()

@@ -10,7 +10,8 @@ class Spawn(Message, frozen=True):
 
     ``config`` is the model configuration as JSON. ``complete``: report a completed configuration first and wait for
     ``Configured``. ``model_dir`` is the model's folder, ``version_dir`` the folder of the version. ``backend_config``
-    holds the server's ``--backend-config`` settings that apply to this backend.
+    holds the server's ``--backend-config`` settings that apply to this backend. ``backend_dir``: the folder of a
+    Python-based backend, whose ``model.py`` runs instead of one of the model's own.
     """
 
     worker: str
@@ -26,6 +27,7 @@ class Spawn(Message, frozen=True):
     model_dir: str
     version_dir: str
     backend_config: dict[str, str] = {}
+    backend_dir: str = ""
 
 
 class Kill(Message, frozen=True):

@@ -8,6 +8,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -39,7 +40,8 @@ class MissingFramework(LoadError):
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One model instance, as ``messages.Spawn`` describes it. ``config`` is the configuration's JSON. ``device`` is a
-    GPU number where ``kind`` is ``"KIND_GPU"``. ``backend_config`` holds the server's settings for this backend."""
+    GPU number where ``kind`` is ``"KIND_GPU"``. ``backend_config`` holds the server's settings for this backend.
+    ``backend_dir``: of a Python-based backend, which holds the code; the model's folder may hold none then."""
 
     model: str
     version: int
@@ -50,6 +52,7 @@ class Instance:
     model_dir: str
     version_dir: str
     backend_config: dict[str, str]
+    backend_dir: str = ""
 
 
 class Input(NamedTuple):
@@ -118,7 +121,7 @@ class Timing:
 
 
 class Backend(ABC):
-    """One instance of one model. Every method runs on the worker's main thread.
+    """One instance of one model. Every method but ``is_ready`` runs on the worker's main thread.
 
     The order is ``complete_config`` (only where the configuration is to be completed), ``load``, ``execute`` again and
     again, ``finalize``. What ``complete_config`` or ``load`` raise is the reason that the model fails with: a
@@ -131,6 +134,22 @@ class Backend(ABC):
     @abstractmethod
     def complete_config(self) -> str:
         """``instance.config`` with what the model itself says about its inputs, outputs and batching added."""
+
+    @property
+    def completes_apart(self) -> bool:
+        """After ``complete_config``: it ran the model's own code, which must not be seen by the model that is loaded,
+        so this process ends and another one calls ``load``."""
+        return False
+
+    @property
+    def checks_readiness(self) -> bool:
+        """After ``load``: the model is to be asked whether it is ready."""
+        return False
+
+    def is_ready(self) -> bool:
+        """Asked on a thread of its own, while the main thread runs the model. Whatever it raises means that the model
+        is not ready."""
+        return True
 
     @abstractmethod
     def load(self) -> None:
@@ -145,12 +164,17 @@ class Backend(ABC):
         """The model is unloaded; nothing is called after it."""
 
 
-def backend_class(name: str, model: str) -> type[Backend]:
-    """Raises ``LoadError`` for a backend that does not exist."""
+def backend_class(name: str, model: str, backend_directory: str = "") -> type[Backend]:
+    """Raises ``LoadError`` for a backend that does not exist; it lists those of ``backend_directory`` too."""
     module = BACKENDS.get(name)
     if module is None:
+        there_are = sorted({*BACKENDS, *_python_based(backend_directory)})
         raise LoadError(
-            f"unable to load model '{model}': there is no backend '{name}'; there are {', '.join(sorted(BACKENDS))}"
+            f"unable to load model '{model}': there is no backend '{name}'; there are {', '.join(there_are)}"
         )
     found: type[Backend] = importlib.import_module(module).Backend
     return found
+
+
+def _python_based(backend_directory: str) -> set[str]:
+    return {file.parent.name for file in Path(backend_directory).glob("*/model.py")} if backend_directory else set()

@@ -15,6 +15,7 @@ from conch.model_config import decode_config
 from workers.backends.base import Backend as BaseBackend
 from workers.backends.base import Instance, Item, LoadError, Output, Result, Timing
 from workers.backends.python_loading import ModelCode
+from workers.backends.python_readiness import Readiness
 from workers.python_utils.failures import TritonError
 from workers.python_utils.request import InferenceRequest, received_request
 from workers.python_utils.response import InferenceResponse
@@ -34,6 +35,7 @@ class Backend(BaseBackend):
     def __init__(self, instance: Instance) -> None:
         super().__init__(instance)
         self._code = ModelCode(instance)
+        self._readiness = Readiness(None)
         self._model: Any = None
         self._execute: Any = None
         self._loop: Any = None
@@ -47,6 +49,17 @@ class Backend(BaseBackend):
 
     def complete_config(self) -> str:
         return self._code.complete_config()
+
+    @property
+    def completes_apart(self) -> bool:
+        return self._code.has_completed
+
+    @property
+    def checks_readiness(self) -> bool:
+        return hasattr(self._model, "is_ready")
+
+    def is_ready(self) -> bool:
+        return self._readiness.ask()
 
     def load(self) -> None:
         instance = self.instance
@@ -63,6 +76,7 @@ class Backend(BaseBackend):
             for output in config.output
         }
         self._model = self._code.initialized(instance)
+        self._readiness = Readiness(self._model)
         self._execute = getattr(self._model, "execute", None)
 
     # --------------------------------------------------------------------------------------------- executing

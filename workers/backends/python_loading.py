@@ -26,12 +26,15 @@ class ModelCode:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._module: Any = None
+        #: the model itself has completed its configuration
+        self.has_completed = False
 
     def complete_config(self) -> str:
         """The configuration's JSON with what ``auto_complete_config`` adds."""
         complete = getattr(self._import_class(), "auto_complete_config", None)
         if complete is None:
             return self._instance.config
+        self.has_completed = True
         completed = self._run(complete, pb_utils.ModelConfig(self._instance.config))
         if not isinstance(completed, pb_utils.ModelConfig):
             raise LoadError(
@@ -59,8 +62,11 @@ class ModelCode:
             sys.modules[_MODULE] = sys.modules["c_python_backend_utils"] = pb_utils
             pb_utils._set_model_dir(instance.version_dir)
             isolation.step_aside()
-            folders = [instance.version_dir, instance.model_dir]
-            self._module = self._run(isolation.import_model, file, str(instance.version), folders)
+            if instance.backend_dir:
+                self._module = self._run(isolation.import_model, file, "", [instance.backend_dir])
+            else:
+                folders = [instance.version_dir, instance.model_dir]
+                self._module = self._run(isolation.import_model, file, str(instance.version), folders)
         if not hasattr(self._module, _CLASS):
             raise LoadError(
                 f"unable to load model '{instance.model}': '{self.shown(str(file))}' has no class '{_CLASS}'"
@@ -68,6 +74,8 @@ class ModelCode:
         return getattr(self._module, _CLASS)
 
     def _file(self) -> Path:
+        if self._instance.backend_dir:
+            return Path(self._instance.backend_dir, "model.py")
         name = decode_config(self._instance.config).default_model_filename or "model.py"
         return Path(self._instance.version_dir, name)
 
@@ -89,12 +97,11 @@ class ModelCode:
             file = os.path.basename(error.filename or "")
             return f"{type(error).__name__}: {error.msg} ({file}, line {error.lineno})"
         text = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: <EMPTY MESSAGE>"
-        model_dir = os.path.join(self._instance.model_dir, "")
-        version_dir = os.path.join(self._instance.version_dir, "")
+        folders = tuple(os.path.join(folder, "") for folder in self._folders())
         frames = [
             f"  {self.shown(frame.filename)}({frame.lineno}): {frame.name}"
             for frame in reversed(traceback.extract_tb(error.__traceback__))
-            if frame.filename.startswith((model_dir, version_dir))
+            if frame.filename.startswith(folders)
         ]
         return "\n".join([text, "", "At:", *frames, ""]) if frames else text
 
@@ -103,13 +110,23 @@ class ModelCode:
         return self.shown(str(self._file()))
 
     def shown(self, file: str) -> str:
-        """A path as clients may see it: from the model's folder on."""
+        """A path as clients may see it: from the model's or its backend's folder on."""
+        for folder, name in self._folders().items():
+            inside = os.path.join(folder, "")
+            if file.startswith(inside):
+                return f"{name}/{file[len(inside) :]}"
+        return os.path.basename(file)
+
+    def _folders(self) -> dict[str, str]:
+        """Those that hold the model's code, inner ones first, and what they are called."""
         instance = self._instance
-        version_dir = os.path.join(instance.version_dir, "")
-        if file.startswith(version_dir):
-            return f"{instance.model}/{instance.version}/{file[len(version_dir) :]}"
-        model_dir = os.path.join(instance.model_dir, "")
-        return f"{instance.model}/{file[len(model_dir) :]}" if file.startswith(model_dir) else os.path.basename(file)
+        folders = {
+            instance.version_dir: f"{instance.model}/{instance.version}",
+            instance.model_dir: instance.model,
+        }
+        if instance.backend_dir:
+            folders[instance.backend_dir] = f"backends/{os.path.basename(instance.backend_dir)}"
+        return folders
 
 
 def _arguments(instance: Instance) -> dict[str, str]:

@@ -248,7 +248,11 @@ def make_report(run_dir: RunDir, answer: ServerStatus | None, programs: list[Pro
     inflight = {peer.pid: peer.inflight for peer in answer.processes}
     known = {row.pid for row in programs}
     processes = [msgspec.structs.replace(row, inflight=inflight.get(row.pid, 0)) for row in programs]
-    processes += [_process(peer.role, peer.pid, "running", 0, "") for peer in answer.processes if peer.pid not in known]
+    processes += [
+        msgspec.structs.replace(_process(peer.role, peer.pid, "running", 0, ""), inflight=peer.inflight)
+        for peer in answer.processes
+        if peer.pid not in known
+    ]
     return Report(
         str(run_dir.path), answer.server, tuple(processes), answer.models, tuple(map(_instance, answer.instances))
     )

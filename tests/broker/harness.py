@@ -148,8 +148,10 @@ class Around:
         self._peers.append(peer)
         return peer
 
-    def requester(self, pid: int | None = None, awaited: tuple[messages.Awaited, ...] = ()) -> "Requester":
-        peer = Requester(self, pid or os.getpid())
+    def requester(
+        self, pid: int | None = None, awaited: tuple[messages.Awaited, ...] = (), worker: str = ""
+    ) -> "Requester":
+        peer = Requester(self, pid or os.getpid(), worker)
         peer.connect()
         peer.hello(awaited)
         return peer
@@ -211,12 +213,15 @@ class DataEnd:
 
 
 class Requester(Peer):
-    def __init__(self, around: Around, pid: int) -> None:
+    """``worker``: the id of the one in which it lives, for a model's."""
+
+    def __init__(self, around: Around, pid: int, worker: str = "") -> None:
         super().__init__(around._context, around.run_dir, new_peer_id(), messages.ToRequester)
         around._peers.append(self)
         self._pid = pid
-        #: False for one that is stopped
-        self.reads_tables = True
+        self._worker = worker
+        #: False for one that is stopped, or in a worker
+        self.reads_tables = not worker
         self.data = DataEnd(around, self.id, None)
 
     def hello(
@@ -225,8 +230,11 @@ class Requester(Peer):
         regions: tuple[messages.Region, ...] = (),
         epoch: int = 0,
     ) -> messages.Welcome:
+        role = "model" if self._worker else "http"
         self.send(
-            messages.RequesterHello(PROTOCOL_VERSION, self.id, "http", self._pid, awaited, epoch, regions=regions)
+            messages.RequesterHello(
+                PROTOCOL_VERSION, self.id, role, self._pid, awaited, epoch, regions=regions, worker=self._worker
+            )
         )
         welcome = self.expect(messages.Welcome)
         self.data.connect()

@@ -94,6 +94,65 @@ def test_a_dead_frontend_is_forgotten(run_dir: Path, repository: Path) -> None:
         requester.expect(messages.Unwelcome)
 
 
+def test_a_requester_in_a_worker_is_told_of_models_and_nothing_else(run_dir: Path, repository: Path) -> None:
+    write_model(repository, "other")
+    with (
+        broker(run_dir, repository, model_control_mode="explicit", load_model="echo") as process,
+        around(run_dir) as peers,
+    ):
+        requester, launcher = peers.requester(), peers.launcher()
+        worker = launcher.spawn()
+        requester.expect_table("echo", "READY")
+        model = peers.requester(worker=worker.id)
+        assert isinstance(model.receive(), messages.ModelTable)
+        assert {(peer.role, peer.pid) for peer in requester.status().processes} >= {("model", os.getpid())}
+        requester.send(messages.LoadModel(1, "other"))
+        launcher.spawn()
+        assert requester.expect(messages.Answer).fault is None  # although the model has not said that it saw a table
+        states = set()
+        while "READY" not in states:
+            message = model.receive()
+            assert isinstance(message, messages.ModelTable)
+            states = {entry.state for entry in message.models if entry.name == "other"}
+        requester.send(messages.UpdateLogSettings(2, {"verbose_level": 1}))
+        requester.send(messages.RegisterRegion(3, "region", "/missing", 0, 1))
+        for _ in range(2):
+            requester.expect(messages.Answer)
+        model.send(messages.UnloadModel(4, "other"))
+        received: list[object] = []
+        while not received or not isinstance(received[-1], messages.Answer):
+            received.append(model.receive())
+        assert {type(message) for message in received} == {messages.ModelTable, messages.Answer}
+        assert f"the requester of worker {worker.id} is here" in process.log
+
+
+def test_what_a_dead_requester_had_asked_is_cancelled(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository), around(run_dir) as peers:
+        client, launcher = peers.requester(), peers.launcher()
+        worker = launcher.spawn()
+        client.expect_table("echo", "READY")
+        asker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        model = peers.requester(asker.pid, worker="gone")
+        model.submit(1, "echo")
+        batch = worker.batch()
+        model.submit(2, "echo")
+        while client.status().models[0].queued != 1:
+            pass  # the requests take another connection
+        asker.kill()
+        asker.communicate()
+        assert worker.control.expect(messages.Cancel) == messages.Cancel(model.id, 1)
+        assert worker.control.expect(messages.Forget).requester == model.id
+        worker.done(batch, open=(0,))
+        while client.status().instances[0].executions != 1:
+            pass
+        status = client.status()
+        assert [(each.queued, each.running) for each in status.models] == [(0, 1)]
+        assert status.instances[0].state == "busy"
+        worker.data.send(messages.Closed(model.id, 1, 1))
+        while client.status().models[0].running:
+            pass
+
+
 def test_who_has_not_said_hello_is_unwelcome(run_dir: Path, repository: Path) -> None:
     with broker(run_dir, repository), around(run_dir) as peers:
         stranger = peers.peer("0123456789abcdef", messages.ToRequester)

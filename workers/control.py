@@ -23,6 +23,8 @@ from conch.messages import (
     CheckReady,
     Completed,
     LoadFailed,
+    MetricsReport,
+    ReportMetrics,
     ServerSettings,
     Spawn,
     ToWorkerControl,
@@ -31,6 +33,7 @@ from conch.messages import (
     WorkerHello,
 )
 from conch.run_dir import RunDir
+from workers.metrics_reports import MetricsReports
 from workers.readiness import ReadinessChecks
 from workers.shared_state import SharedState
 
@@ -46,7 +49,7 @@ _RETRY_S = 0.002
 #: how long the last message may take to leave the process
 _LINGER_MS = 2000
 
-Posted = Completed | LoadFailed | Checked
+Posted = Completed | LoadFailed | Checked | MetricsReport
 
 
 class Control(threading.Thread):
@@ -70,6 +73,7 @@ class Control(threading.Thread):
         self._welcomed = False
         self._abandoned_since: float | None = None
         self._checks: ReadinessChecks | None = None
+        self._metrics = MetricsReports(spawn, self._wake_up)
 
     def answer_checks(self, ask: Callable[[], bool]) -> None:
         """From now on the broker is told what ``ask`` says, which is called on a thread of its own."""
@@ -78,13 +82,20 @@ class Control(threading.Thread):
     def post(self, message: Posted) -> None:
         """Sends it as soon as a broker has welcomed this worker."""
         self._posted.append(message)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         os.eventfd_write(self._wake, 1)
 
     def close(self, timeout_s: float) -> None:
         """Waits until everything posted is sent, at most ``timeout_s``, and ends the thread. The socket lingers until
         the context's end."""
-        self._close_by = time.monotonic() + timeout_s
-        os.eventfd_write(self._wake, 1)
+        now = time.monotonic()
+        report = self._metrics.last(now)
+        if report is not None and self._welcomed:
+            self._posted.append(report)
+        self._close_by = now + timeout_s
+        self._wake_up()
         self.join()
 
     def run(self) -> None:
@@ -110,7 +121,10 @@ class Control(threading.Thread):
             return _RETRY_S
         if self._connected and (self._hello_due or (self._welcomed and self._posted)):
             return _RETRY_S
-        return _LOOK_S if not self._welcomed else 3600.0
+        if not self._welcomed:
+            return _LOOK_S
+        report_in_s = self._metrics.wait_s(time.monotonic())
+        return 3600.0 if report_in_s is None else report_in_s
 
     def _work(self) -> bool:
         """False when there is nothing to do without waiting. Drains the edge-triggered socket after every send."""
@@ -124,6 +138,8 @@ class Control(threading.Thread):
         worked |= self._receive()  # all of it: what a former broker had said counts as heard before the HELLO
         if self._hello_due:
             worked |= self._say_hello()
+        if self._welcomed and (report := self._metrics.due(time.monotonic())) is not None:
+            self._posted.append(report)
         while self._welcomed and self._posted and self._channel.send_nowait(self._posted[0]):
             self._posted.popleft()
             worked = True
@@ -168,6 +184,7 @@ class Control(threading.Thread):
                 if not self._hello_due:  # or it is a former broker's
                     self._welcomed = True
                     self._shared.welcomed(epoch)
+                    self._metrics.repeat()
             case Unwelcome(_, None):
                 # in answer to a HELLO that crossed it there is a Welcome on its way
                 self._hello_due = self._hello_due or self._welcomed
@@ -178,6 +195,8 @@ class Control(threading.Thread):
             case CheckReady(number):
                 if self._checks is not None:
                     self._checks.check(number)
+            case ReportMetrics():
+                self._posted.append(self._metrics.take(time.monotonic()))
             case ServerSettings():
                 process.set_logging(message.log)
             case _:

@@ -10,6 +10,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -26,14 +27,17 @@ from conch.messages import (
     Responses,
     SegmentAdded,
     SegmentRetired,
+    Window,
     WorkerToRequester,
 )
 from conch.run_dir import RunDir
 from shm.base import BadReference
 from shm.client_regions import ClientRegions, ClientWindow, OpenRegions
 from shm.leases import LeasedArena
+from shm.lent import Lent
 from shm.mapping import Mappings
 from shm.segment import Segment
+from workers.flow import Flow
 
 logger = logging.getLogger("conch.workers.responses")
 
@@ -55,13 +59,14 @@ class RequesterGone(Exception):
 
 
 class Connections:
-    """All requesters of this worker. Belongs to the main thread.
+    """All requesters of this worker. Belongs to whoever has the worker's lock.
 
     ``poll``: the worker's, where each connection is registered, so that an idle worker learns of new and retired
-    segments.
+    segments. ``streams``: requests of decoupled models by requester and id, which are told what has been read of them,
+    and when their connection breaks. ``lends_inputs``: to be set before the first request, see ``lend``.
     """
 
-    def __init__(self, worker: str, run_dir: RunDir, outputs: LeasedArena, poll: select.poll) -> None:
+    def __init__(self, worker: str, run_dir: RunDir, outputs: LeasedArena, poll: select.epoll) -> None:
         self._worker = worker
         self._run_dir = run_dir
         self._outputs = outputs
@@ -72,6 +77,8 @@ class Connections:
         self._regions: dict[str, ClientRegions] = {}
         self._open_regions = OpenRegions()
         self._looks = 0
+        self.lends_inputs = False
+        self.streams: dict[tuple[str, int], Flow] = {}
         outputs.arena.on_segment_added = self._announce
         outputs.arena.on_segment_retired = self._retire
 
@@ -94,6 +101,10 @@ class Connections:
             mappings = self._mappings[requester]
         self._await_segment(requester, block.segment, mappings.__contains__)
         return mappings.view(block)
+
+    def lend(self, requester: str, block: Block, hold: Any) -> Lent | None:
+        """What another process needs to read a block that ``view`` has found."""
+        return self._mappings[requester].lend(block, hold)
 
     def window(self, requester: str, reference: ClientRegion, tensor: str) -> ClientWindow:
         """Part of a client's region that the requester has announced, see ``ClientRegions.window``.
@@ -133,6 +144,10 @@ class Connections:
             while (received := channel.receive_nowait()) is not None:
                 message, descriptor = received
                 match message:
+                    case Window(id, credit) if descriptor is None:
+                        stream = self.streams.get((requester, id))
+                        if stream is not None:
+                            stream.have_been_read(credit)
                     case SegmentAdded(client=True) if descriptor is not None:
                         regions.add(message.segment, descriptor, message.offset, message.nbytes)
                     case SegmentAdded() if descriptor is not None:
@@ -154,6 +169,11 @@ class Connections:
             self._disconnect(requester)
             return False
         return True
+
+    def descriptor(self, requester: str) -> int | None:
+        """To poll for what ``read`` takes in. None if there is no connection (any more)."""
+        channel = self._channels.get(requester)
+        return None if channel is None else channel.fileno()
 
     def read_ready(self, descriptor: int) -> None:
         """To be called when ``poll`` reports a descriptor that may be a requester's."""
@@ -224,8 +244,8 @@ class Connections:
             raise RequesterGone(f"requester {requester} cannot be reached: {error}") from error
         self._channels[requester] = channel
         self._requesters[channel.fileno()] = requester
-        self._poll.register(channel.fileno(), select.POLLIN)
-        self._mappings[requester] = Mappings()
+        self._poll.register(channel.fileno(), select.EPOLLIN)
+        self._mappings[requester] = Mappings(self.lends_inputs)
         self._regions[requester] = ClientRegions(self._open_regions)
         self._send(requester, Link(PROTOCOL_VERSION, self._worker))
         for segment in self._outputs.segments:
@@ -238,6 +258,9 @@ class Connections:
             self._poll.unregister(channel.fileno())
             del self._requesters[channel.fileno()]
             channel.close()
+            for (other, _), stream in list(self.streams.items()):
+                if other == requester:
+                    stream.break_off()
         mappings = self._mappings.pop(requester, None)
         if mappings is not None:
             mappings.close()

@@ -1,4 +1,4 @@
-"""What the two threads of a worker know together, behind one lock.
+"""What the control thread of a worker and the others know together, behind one lock.
 
 A broker's death is where the two must agree: the HELLO to the next broker lists what the main thread is running, so
 between that HELLO and its ``Welcome`` the main thread takes up nothing of the old broker's and reports nothing done.
@@ -7,8 +7,9 @@ between that HELLO and its ``Welcome`` the main thread takes up nothing of the o
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 
-from conch.messages import Batch, Cancel, Configured, Done, Drain, Forget, Running, WorkerState
+from conch.messages import Batch, Cancel, Closed, Configured, Done, Drain, Forget, Running, WorkerState
 
 #: cancels of requests that were answered already stay; more than this many are dropped, oldest first
 _MOST_CANCELS = 10_000
@@ -19,7 +20,8 @@ class SharedState:
     main thread that is too busy to wait for anything.
 
     ``epoch``: of the broker that has welcomed this worker; None in doubt: not connected, or HELLO not answered yet.
-    ``welcomes`` counts the answers to HELLOs.
+    ``welcomes`` counts the answers to HELLOs. ``on_cancel`` is called on the control thread, after ``is_cancelled`` has
+    become true.
     """
 
     def __init__(self, config_hash: str, state: WorkerState) -> None:
@@ -35,12 +37,15 @@ class SharedState:
         self.handed_over: deque[Batch] = deque()
         self.welcomes = 0
         self.attention = False
+        self.on_cancel: Callable[[str, int], None] | None = None
         self._running: tuple[Running, ...] = ()
+        #: requests that are answered on after their batch
+        self._open: dict[tuple[str, int], Running] = {}
         self._cancelled: dict[tuple[str, int], None] = {}
-        self._unreported: list[Done] = []
+        self._unreported: list[Done | Closed] = []
 
     def wake(self) -> None:
-        """To be called by the control thread."""
+        """To be called by any other thread than the main one."""
         self.attention = True
         os.eventfd_write(self.wake_main, 1)
 
@@ -56,7 +61,7 @@ class SharedState:
         with self._lock:
             self.epoch = None
             self._unreported.clear()
-            return self.state, self.config_hash, self._running
+            return self.state, self.config_hash, (*self._running, *self._open.values())
 
     def welcomed(self, epoch: int) -> None:
         with self._lock:
@@ -71,6 +76,8 @@ class SharedState:
                     self._cancelled[requester, id] = None
                     if len(self._cancelled) > _MOST_CANCELS:
                         del self._cancelled[next(iter(self._cancelled))]
+                if self.on_cancel is not None:
+                    self.on_cancel(requester, id)
                 return
             case Configured():
                 self.configured = message
@@ -86,7 +93,7 @@ class SharedState:
         self.draining = True
         self.wake()
 
-    # ------------------------------------------------------------------------------------------- the main thread
+    # ------------------------------------------------------------------------------- the thread with the worker's lock
 
     def become(self, state: WorkerState, config_hash: str | None = None) -> None:
         with self._lock:
@@ -110,29 +117,47 @@ class SharedState:
             return True
 
     def put_down(self, done: Done) -> bool:
-        """The batch is answered. True: the broker is to be told now; otherwise when it has said Welcome."""
+        """The batch is over. True: the broker is to be told now; otherwise when ``unreported`` says so."""
         with self._lock:
             running = self._running
             self._running = ()
+            for position in done.open:
+                item = running[position]
+                self._open[item.requester, item.id] = Running(item.requester, item.id, item.attempt)
             if self._cancelled:
                 for item in running:
-                    self._cancelled.pop((item.requester, item.id), None)
-            if self.epoch is not None:
-                return True
-            self._unreported.append(done)
-            return False
+                    if (item.requester, item.id) not in self._open:
+                        self._cancelled.pop((item.requester, item.id), None)
+            return self._is_to_be_told(done)
 
-    def keep(self, done: Done) -> None:
+    def put_down_open(self, closed: Closed) -> bool:
+        """An open request is over. As ``put_down``."""
+        with self._lock:
+            del self._open[closed.requester, closed.id]
+            self._cancelled.pop((closed.requester, closed.id), None)
+            return self._is_to_be_told(closed)
+
+    def _is_to_be_told(self, report: Done | Closed) -> bool:
+        if self.epoch is not None and not self._unreported:
+            return True
+        self._unreported.append(report)
+        return False
+
+    def keep(self, report: Done | Closed) -> None:
         """It could not be sent, although the broker should have been there."""
         with self._lock:
-            self._unreported.append(done)
+            self._unreported.append(report)
+
+    @property
+    def has_open(self) -> bool:
+        return bool(self._open)
 
     @property
     def has_unreported(self) -> bool:
         return bool(self._unreported)
 
-    def unreported(self) -> list[Done]:
-        """What may be told to the broker now."""
+    def unreported(self) -> list[Done | Closed]:
+        """What may be told to the broker now, in this order."""
         with self._lock:
             if self.epoch is None:
                 return []

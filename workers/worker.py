@@ -1,7 +1,8 @@
 """A worker process: runs one instance of one model.
 
 The main thread, here, takes batches from the data connection, runs the model, and answers requesters directly; then it
-tells the broker ``Done``. The control thread (``workers.control``) sleeps on a socket of its own meanwhile.
+tells the broker ``Done``. The control thread (``workers.control``) sleeps on a socket of its own meanwhile. The model's
+threads may answer requests too (``workers.replies``): one lock guards what all of them send through.
 """
 
 import atexit
@@ -10,6 +11,7 @@ import logging
 import os
 import select
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -21,17 +23,20 @@ import zmq
 from conch import process
 from conch.errors import ConchError
 from conch.heap import keep_freed_memory
-from conch.messages import Batch, Completed, Done, Fault, LoadFailed, Ready, Spawn
+from conch.messages import Batch, Completed, Fault, LoadFailed, Ready, Spawn
 from conch.model_config import ModelConfig, decode_config
 from conch.run_dir import RunDir
 from conch.settings import Settings
 from shm.arena import Arena
 from shm.leases import LeasedArena
 from workers import worker_file
+from workers.asking import Asker
 from workers.backends.base import Backend, Instance, LoadError, backend_class
 from workers.batch import BatchRunner
-from workers.broker_link import BrokerLink
+from workers.broker_link import BrokerLink, Reports
 from workers.control import Control
+from workers.python_utils.asking import set_asker
+from workers.replies import Desk
 from workers.responses import Connections
 from workers.shared_state import SharedState
 
@@ -93,14 +98,19 @@ class Worker:
         self._shared = SharedState(spawn.config_hash, "completing" if spawn.complete else "loading")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = Control(self._context, spawn, run_dir, self._shared)
-        self._poll = select.poll()
+        self._poll = select.epoll()  # because other threads than the one that waits add to it
         # a descriptor, because a handler alone would not interrupt a poll that is just about to begin
         self._stop = process.StopSignals()
         for descriptor in (self._shared.wake_main, self._stop.fileno()):
-            self._poll.register(descriptor, select.POLLIN)
+            self._poll.register(descriptor, select.EPOLLIN)
         self._data = BrokerLink(spawn.worker, run_dir, self._poll)
         self._arena = LeasedArena(Arena(settings.worker_arena_nbytes, "output"))
         self._connections = Connections(spawn.worker, run_dir, self._arena, self._poll)
+        self._reports = Reports(self._data, self._shared)
+        self._lock = threading.Lock()
+        self._desk = Desk(self._lock, self._connections, self._arena, self._reports, self._shared)
+        self._asker = Asker(run_dir, spawn.worker, settings.worker_arena_nbytes)
+        set_asker(self._asker)
         self._in_doubt: deque[Batch] = deque()
         self._ready_due = False
         self._checks = False
@@ -136,10 +146,14 @@ class Worker:
         return Fault("ModelError", text)
 
     def _close(self) -> None:
+        self._asker.close()
+        self._desk.close()
         self._control.close(_FLUSH_S)
-        self._connections.close()
-        self._arena.close()
-        self._data.close()
+        with self._lock:
+            self._connections.close()
+            self._arena.close()
+            self._data.close()
+        self._poll.close()
         self._context.term()
 
     # ----------------------------------------------------------------------------------------------- loading
@@ -182,15 +196,9 @@ class Worker:
     # ----------------------------------------------------------------------------------------------- serving
 
     def _serve(self, backend: Backend, config: ModelConfig) -> None:
-        runner = BatchRunner(backend, config, self._connections, self._arena, self._shared)
+        runner = BatchRunner(backend, config, self._desk)
         while (batch := self._next_batch()) is not None:
-            done = runner.run(batch)
-            if self._shared.put_down(done):
-                self._report(done)
-
-    def _report(self, done: Done) -> None:
-        if not self._data.send_nowait(done):
-            self._shared.keep(done)
+            runner.run(batch)
 
     def _next_batch(self) -> Batch | None:
         """Waits for a batch that is to be run; None when the worker is to end."""
@@ -208,7 +216,7 @@ class Worker:
                     return batch
                 if taken is None:
                     self._in_doubt.append(batch)
-            elif draining and not self._shared.attention:
+            elif draining and not self._shared.attention and not self._shared.has_open:
                 return None
             else:
                 self._wait(self._idle_s())
@@ -225,24 +233,25 @@ class Worker:
     def _attend(self) -> None:
         """What there is to do beside batches, when somebody has asked for attention."""
         shared = self._shared
-        while shared.forgotten:
-            self._connections.forget(shared.forgotten.popleft())
+        self._desk.attend()
         while shared.handed_over:
             self._in_doubt.append(shared.handed_over.popleft())
-        if shared.epoch is None:
-            return
-        data = self._data
-        if shared.welcomes != self._welcomes or not data.connected:
-            self._welcomes = shared.welcomes
-            self._ready_due = True
-        if (
-            self._ready_due
-            and (data.connected or data.reconnect())
-            and data.send_nowait(Ready(self._spawn.worker, self._checks))
-        ):
-            self._ready_due = False
-        for done in shared.unreported():
-            self._report(done)
+        with self._lock:
+            while shared.forgotten:
+                self._connections.forget(shared.forgotten.popleft())
+            if shared.epoch is None:
+                return
+            data = self._data
+            if shared.welcomes != self._welcomes or not data.connected:
+                self._welcomes = shared.welcomes
+                self._ready_due = True
+            if (
+                self._ready_due
+                and (data.connected or data.reconnect())
+                and data.send_nowait(Ready(self._spawn.worker, self._checks))
+            ):
+                self._ready_due = False
+            self._reports.send_kept()
 
     def _idle_s(self) -> float | None:
         settled = self._data.connected and not self._ready_due and not self._shared.has_unreported
@@ -254,19 +263,21 @@ class Worker:
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + _IDLE_LOOK_S
-            self._arena.retire_idle(now)
+            with self._lock:
+                self._arena.retire_idle(now)
         return self._next_look - now
 
     def _wait(self, timeout_s: float | None) -> None:
         """For a batch, a requester's message, or the control thread."""
-        for descriptor, _ in self._poll.poll(None if timeout_s is None else max(1, int(timeout_s * 1000))):
+        for descriptor, _ in self._poll.poll(None if timeout_s is None else max(0.001, timeout_s)):
             if descriptor == self._shared.wake_main:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(descriptor)
             elif descriptor == self._stop.fileno():
                 self._look_at_signals()
             else:
-                self._connections.read_ready(descriptor)
+                with self._lock:
+                    self._connections.read_ready(descriptor)
 
 
 def _instance(spawn: Spawn, config: str | None = None) -> Instance:

@@ -35,8 +35,10 @@ FAILURES = {
     "InferenceResponse(parameters={'a': [1]})": "Expect parameters values to have type bool/int/float/str, found type",
     "InferenceResponse(parameters={'a': 2**64})": "of at most 64 bits, found 18446744073709551616",
     r"raise ValueError('not \udcff UTF-8')": r"ValueError: not \udcff UTF-8",
-    "request.exec()": "is not supported yet",
-    "request.get_response_sender()": "is not supported yet",
+    "pb_utils.InferenceRequest(inputs=[None], requested_output_names=[], model_name='')": "should not be empty",
+    "request.get_response_sender().send(flags=1)": (
+        "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
+    ),
     "pb_utils.MetricFamily('a b', 'c', pb_utils.MetricFamily.COUNTER)": "Error when creating MetricFamily: Failed to proc",
     "Tensor('OUT', np.array(['a'])).to_dlpack()": "DLPack does not have support for string tensors.",
     "Tensor.from_dlpack('OUT', np.zeros((2, 4))[:, ::2])": "DLPack tensor is not contiguous.",
@@ -159,17 +161,6 @@ def test_a_model_without_execute(stage: Stage) -> None:
 def test_a_missing_file(stage: Stage) -> None:
     config = stage.model("gone", "") | {"default_model_filename": "other.py"}
     assert stage.load_failure(config) == "Python model file not found in 'gone/1/other.py'"
-
-
-@pytest.mark.parametrize(
-    ("config", "what"),
-    [
-        ({"model_transaction_policy": {"decoupled": True}}, "the decoupled transaction policy"),
-    ],
-)
-def test_what_is_not_there_yet(stage: Stage, config: dict[str, object], what: str) -> None:
-    reason = stage.load_failure(stage.model("later", ECHO, config))
-    assert reason == f"unable to load model 'later': {what} is not supported yet"
 
 
 COMPLETES = (

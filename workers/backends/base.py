@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import numpy.typing as npt
 
@@ -68,7 +68,12 @@ class Input(NamedTuple):
 
 
 class Replies(Protocol):
-    """Answers one request while its batch runs or later, from any thread, with any number of responses."""
+    """Answers one request while its batch runs or later, from any thread, with any number of responses.
+
+    ``before_final`` is called before the final response is sent, whoever sends it: the inputs' bytes go away with that.
+    """
+
+    before_final: Callable[[], None] | None
 
     @property
     def closed(self) -> bool:
@@ -86,12 +91,14 @@ class ReplyClosed(Exception):
 
 
 class Item(NamedTuple):
-    """One request of a batch. ``is_cancelled`` tells whether anybody still waits for the answer."""
+    """One request of a batch. ``is_cancelled`` tells whether anybody still waits for the answer. ``requester`` is who
+    sent it."""
 
     request: Request
     inputs: list[Input]
     is_cancelled: Callable[[], bool]
     replies: Replies
+    requester: str = ""
 
 
 class Output(NamedTuple):
@@ -111,6 +118,10 @@ class Result(NamedTuple):
     parameters: dict[str, Parameter] = {}
 
 
+#: instead of a result: the request is to be given to the model once more
+RESCHEDULED: Final = Result()
+
+
 @dataclass(slots=True)
 class Timing:
     """Monotonic ns that the backend sets where they differ from the start and end of ``execute``: when the inputs were
@@ -127,6 +138,9 @@ class Backend(ABC):
     again, ``finalize``. What ``complete_config`` or ``load`` raise is the reason that the model fails with: a
     ``LoadError`` as it reads, anything else with its type and where it happened.
     """
+
+    #: whether ``Input.lent`` is of use to the models
+    lends_inputs: ClassVar[bool] = False
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
@@ -157,8 +171,8 @@ class Backend(ABC):
 
     @abstractmethod
     def execute(self, items: list[Item], timing: Timing) -> "Sequence[Result | None]":
-        """One result per item, in their order; None for an item that ``replies`` has answered, or will. An exception
-        fails what has not been answered of the batch; ``SystemExit`` ends the worker."""
+        """One result per item, in their order; None for one that ``replies`` has answered, or will; or ``RESCHEDULED``.
+        An exception fails what has not been answered of the batch; ``SystemExit`` ends the worker."""
 
     def finalize(self) -> None:  # noqa: B027 - most backends have nothing to do
         """The model is unloaded; nothing is called after it."""

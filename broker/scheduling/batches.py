@@ -28,7 +28,7 @@ class Batches:
         queue = model.queue
         idle = model.idle
         expired: list[Job] = []
-        if model.retries or model.retry_at < inf:
+        if model.retries:
             self._send_retries(model, now, expired)
         while idle:
             jobs = queue.take(now, False, expired)

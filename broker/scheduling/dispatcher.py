@@ -281,9 +281,6 @@ class Dispatcher:
             logger.error("requester %s submitted request %s again", requester, id)
             return
         self._recovery.submitted(requester, id)
-        if request.depth > MAX_DEPTH:
-            self._out.append(ToPeer(requester, Rejected(id, request.attempt, TOO_DEEP)))
-            return
         model = self._models.get((request.model, request.version))
         if model is None:
             if not self._starting:
@@ -292,6 +289,11 @@ class Dispatcher:
                 return
             model = self._model(request.model, request.version)
         job = Job(requester, request, id, request.attempt, now)
+        if request.parent is not None:
+            if request.depth > MAX_DEPTH:
+                self._reject(job, TOO_DEEP, now)
+                return
+            self._cycles.add(job, now)
         if request.attempt > 1:
             if model.closing is not None and model.has_only_draining:
                 self._reject(job, model.closing, now)
@@ -305,8 +307,6 @@ class Dispatcher:
             return
         jobs[id] = job
         self._dirty[model] = None
-        if request.parent is not None:
-            self._cycles.add(job, now)
 
     def cancel(self, requester: str, id: int, now: float) -> None:
         """Nobody waits for it any more. ``Retired`` follows, at once or when its batch is done."""
@@ -453,7 +453,7 @@ class Dispatcher:
     def _fill(self, model: ModelSlot, now: float) -> None:
         for job in self._batches.form(model, now):
             self._reject(job, TIMED_OUT, now)
-        if model.queue.timed or self._timed or model.retry_at < inf:
+        if model.queue.timed or self._timed or model.retries:
             if model.next_wakeup() < inf:
                 self._timed.add(model)
             else:

@@ -143,7 +143,8 @@ class ModelSlot:
 
     def next_wakeup(self) -> float:
         """When there may be something to do without a new event; ``inf`` for never."""
-        return min(self.queue.next_wakeup(), self.retry_at)
+        wakeup = self.queue.next_wakeup()
+        return min(wakeup, self.retry_at) if self.retries else wakeup
 
     def queued_jobs(self) -> list[Job]:
         return [job for job in self.retries if job.state == QUEUED] + list(self.queue)

@@ -95,7 +95,7 @@ class ReadyModel:
 
 
 class ModelTableView:
-    """``update`` swaps the whole table; everything else reads the one it was last given.
+    """``update`` swaps the whole table; everything else reads the one it was last given. ``lookup`` is for any thread.
 
     ``broker_absent`` is set by the requester while there has been no broker for longer than a restart takes: the table
     is old then, and the server is not ready. ``known`` is False until the first table has come.
@@ -127,13 +127,13 @@ class ModelTableView:
             if model is not None:
                 ready[entry.name, entry.version] = model
                 latest[entry.name] = model  # versions ascend
-        self.known = True
         self.updates += 1
         self._server = table.server
         self._entries = tuple(entries)
         self._by_name = by_name
         self._ready = ready
         self._latest = latest
+        self.known = True  # last: other threads look things up as soon as it is set
 
     def _model(self, entry: ModelEntry) -> ReadyModel | None:
         known = self._ready.get((entry.name, entry.version))

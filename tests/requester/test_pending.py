@@ -1,11 +1,6 @@
-"""The requester's state machine: single cases that the design names, then everything at random."""
-
-import random
-from dataclasses import dataclass
+"""The requester's state machine: single cases that the design names."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conch.errors import NotReady, Overloaded
 from conch.messages import (
@@ -23,7 +18,7 @@ from conch.messages import (
     Welcome,
 )
 from conch.requester import pending as machine
-from conch.requester.pending import Deliver, Entry, Fail, FreeInputs, GiveBack, Instruction, Pending, Send
+from conch.requester.pending import Deliver, Entry, Fail, FreeInputs, GiveBack, Pending, Send
 
 CAUSE = Fault("WorkerDied", "the worker died of signal 9")
 WELCOME = Welcome(1, 7)
@@ -53,6 +48,10 @@ def submitted(pending: Pending, idempotent: bool = True, **fields: object) -> En
 
 def final(entry: Entry, **fields: object) -> Response:
     return Response(entry.request.id, entry.request.attempt, 0, True, **fields)  # type: ignore[arg-type]
+
+
+def part(entry: Entry, index: int, **fields: object) -> Response:
+    return Response(entry.request.id, entry.request.attempt, index, False, **fields)  # type: ignore[arg-type]
 
 
 def lost(entry: Entry, worker: str = "w", alone: bool = False) -> Lost:
@@ -101,6 +100,53 @@ class TestAnswers:
         fault = Fault("Overloaded", "Exceeds maximum queue size")
         assert pending.rejected(Rejected(entry.request.id, 2, fault)) == []
         assert pending.rejected(Rejected(entry.request.id, 1, fault)) == [FreeInputs(entry), Fail(entry, fault)]
+
+
+class TestStreams:
+    """More than one response to a request."""
+
+    def test_every_response_is_delivered_and_the_last_one_frees(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        for index in range(3):
+            more = part(entry, index, lease=Lease(1, 2, index))
+            assert pending.response(more) == [Deliver(entry, more)]
+        error = part(entry, 3, error=CAUSE)
+        assert pending.response(error) == [Deliver(entry, error)]
+        last = final(entry)
+        assert pending.response(last) == [FreeInputs(entry), Deliver(entry, last)]
+        assert pending.response(part(entry, 5, lease=Lease(1, 2, 5))) == [GiveBack(Lease(1, 2, 5))]
+
+    def test_what_comes_after_the_caller_went_is_given_back(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.response(part(entry, 0))
+        assert pending.abandon(entry.request.id) == [Send(Cancel("me", entry.request.id))]
+        assert pending.response(part(entry, 1, lease=Lease(1, 2, 1))) == [GiveBack(Lease(1, 2, 1))]
+        assert pending.response(part(entry, 2, error=CAUSE)) == []
+        assert pending.retired(Retired((entry.request.id,))) == [FreeInputs(entry)]
+
+    def test_deadline_between_two_responses(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending, deadline=3.0)
+        pending.response(part(entry, 0))
+        assert pending.tick(3.0) == [Fail(entry, machine.DEADLINE_PASSED), Send(Cancel("me", entry.request.id))]
+        assert pending.response(part(entry, 1)) == []
+        assert pending.response(final(entry)) == [FreeInputs(entry)]
+
+    def test_worker_that_dies_between_two_responses(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.response(part(entry, 0))
+        assert pending.lost(lost(entry), 1.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+
+    def test_inputs_that_a_model_still_reads_after_the_last_one(self) -> None:
+        pending = welcomed()
+        entry = submitted(pending)
+        pending.response(part(entry, 0))
+        last = final(entry, inputs_held=True)
+        assert pending.response(last) == [Send(Cancel("me", entry.request.id)), Deliver(entry, last)]
+        assert pending.retired(Retired((entry.request.id,))) == [FreeInputs(entry)]
 
 
 class TestLost:
@@ -264,185 +310,3 @@ class TestBounds:
             pending.response(final(submitted(pending, deadline=1e9)))
         pending.tick(1.0)
         assert len(pending._deadlines) == 0
-
-
-@dataclass
-class Told:
-    """What was seen of one request from outside."""
-
-    entry: Entry
-    read: bool = False  # a broker or worker may read its inputs
-    answered: int = 0
-    freed: int = 0
-    attempt: int = 1
-    gone: bool = False  # the caller
-
-
-class World:
-    """Callers, a broker and workers who may do everything that the protocol allows, at any moment, also late and twice.
-
-    What the machine tells them is checked as it comes.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.pending = new_pending(max_inflight=1000)
-        self.now = 0.0
-        self.told: dict[int, Told] = {}
-        self.leases: dict[int, int] = {}  # times that each was given back or handed on
-        self.released: set[int] = set()  # whose inputs may be freed because of what happens now
-        self.sending_works = True
-
-    def coin(self, odds: float = 0.5) -> bool:
-        return self.random.random() < odds
-
-    def carry_out(self, instructions: list[Instruction]) -> None:
-        for instruction in instructions:
-            match instruction:
-                case Send(Request() as request):
-                    told = self.told[request.id]
-                    assert request.attempt == told.attempt and not told.freed and not told.gone and not told.read
-                    if self.sending_works:
-                        told.read = True
-                    else:
-                        self.pending.not_sent(request, self.now)
-                case Send(Cancel(id=id)):
-                    assert self.told[id].read
-                case Send():
-                    pass
-                case Deliver():
-                    told = self.told[instruction.response.id]
-                    assert told.entry is instruction.entry and not told.gone and not told.answered
-                    told.answered += instruction.response.final
-                    self.count(instruction.response.lease)
-                case Fail():
-                    told = self.told[instruction.entry.request.id]
-                    assert not told.gone
-                    told.answered += 1
-                case FreeInputs():
-                    id = instruction.entry.request.id
-                    assert not self.told[id].read or id in self.released
-                    self.told[id].freed += 1
-                case GiveBack():
-                    self.count(instruction.lease)
-        self.released = set()
-        self.check()
-
-    def count(self, lease: Lease | None) -> None:
-        if lease is not None:
-            self.leases[lease.number] += 1
-
-    def check(self) -> None:
-        assert all(told.answered <= 1 and told.freed <= 1 for told in self.told.values())
-        assert all(times == 1 for times in self.leases.values())
-        assert len(self.pending) == sum(not told.freed for told in self.told.values())
-
-    def some(self) -> Told:
-        """Mostly a request that a broker or worker has, sometimes one of the past."""
-        known = [told for told in self.told.values() if told.read and not told.freed]
-        return self.random.choice(known if known and self.coin(0.9) else list(self.told.values()))
-
-    def step(self) -> None:
-        names = ["submit", "submit", "caller_goes", "broker", "time_passes"]
-        if self.told:
-            names += ["response", "response", "response", "rejected", "retired", "lost", "lost"]
-        getattr(self, self.random.choice(names))()
-
-    def submit(self) -> None:
-        sequence = Sequence(1, False, False) if self.coin(0.1) else None
-        deadline = self.now + self.random.uniform(0, 30) if self.coin(0.2) else None
-        entry = new_entry(self.pending, self.coin(0.9), sequence=sequence, deadline=deadline)
-        self.told[entry.request.id] = Told(entry)
-        self.carry_out(self.pending.submit(entry, self.now))
-
-    def caller_goes(self) -> None:
-        waiting = [id for id, told in self.told.items() if not told.answered]
-        if waiting:
-            id = self.random.choice(waiting)
-            self.told[id].gone = True
-            self.carry_out(self.pending.abandon(id))
-
-    def broker(self) -> None:
-        match self.random.choice(["up", "up", "connected", "disconnected", "unwelcome", "works", "fails"]):
-            case "up":
-                self.carry_out(self.pending.connected(self.now))
-                self.carry_out(self.pending.welcomed(WELCOME))
-            case "connected":
-                self.carry_out(self.pending.connected(self.now))
-            case "disconnected":
-                self.pending.disconnected(self.now)
-            case "unwelcome":
-                self.carry_out(self.pending.unwelcome(Unwelcome(8), self.now))
-            case "works":
-                self.sending_works = True
-            case "fails":
-                self.sending_works = self.coin(0.3)
-
-    def response(self) -> None:
-        told = self.some()
-        id = told.entry.request.id
-        is_final, held = self.coin(0.7), self.coin(0.2)
-        stale = not told.read or self.coin(0.2)
-        lease = None
-        if self.coin(0.7):
-            lease = Lease(1, 1, len(self.leases))
-            self.leases[lease.number] = 0
-        if is_final and not held and not stale:
-            self.released.add(id)
-        attempt = told.attempt + self.random.choice([-1, 1]) if stale else told.attempt
-        self.carry_out(self.pending.response(Response(id, attempt, 0, is_final, lease=lease, inputs_held=held)))
-
-    def rejected(self) -> None:
-        told = self.some()
-        id = told.entry.request.id
-        stale = not told.read or self.coin(0.3)
-        if not stale:
-            self.released.add(id)
-        self.carry_out(self.pending.rejected(Rejected(id, told.attempt - stale, CAUSE)))
-
-    def retired(self) -> None:
-        told = self.some()
-        id = told.entry.request.id
-        if told.read:
-            self.released.add(id)
-            self.carry_out(self.pending.retired(Retired((id, 10_000))))
-
-    def lost(self) -> None:
-        told = self.some()
-        id = told.entry.request.id
-        worker = self.random.choice(["", "w"])
-        stale = not told.read or self.coin(0.2)
-        attempt = told.attempt - stale
-        if not stale and not told.freed:
-            self.released.add(id)
-            told.read = False
-            told.attempt += bool(worker)
-        message = Lost(worker, (id,), self.coin(0.3), CAUSE, (attempt,))
-        self.carry_out(self.pending.lost(message, self.now))
-        assert told.freed or told.entry.request.attempt == told.attempt
-
-    def time_passes(self) -> None:
-        self.now += self.random.choice([0.1, 1.0, 15.0, 70.0])
-        self.carry_out(self.pending.tick(self.now))
-
-    def finish(self) -> None:
-        """Once a broker answers everything, nothing is left."""
-        self.sending_works = True
-        self.carry_out(self.pending.connected(self.now))
-        self.carry_out(self.pending.welcomed(WELCOME))
-        for id, told in self.told.items():
-            if not told.freed:
-                self.released.add(id)
-                self.carry_out(self.pending.response(Response(id, told.attempt, 0, True)))
-        assert len(self.pending) == 0
-        assert all(told.answered == 1 or told.gone for told in self.told.values())
-        assert self.pending.tick(self.now + 1000) == []
-
-
-@given(seed=st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
-def test_everything_in_any_order(seed: int) -> None:
-    world = World(seed)
-    for _ in range(150):
-        world.step()
-    world.finish()

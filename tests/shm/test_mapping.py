@@ -145,3 +145,49 @@ def test_what_cannot_be_mapped(segment: Segment, mappings: Mappings) -> None:
         mappings.add(4, os.open("/dev/null", os.O_RDONLY), lease_page=False)
     assert set(os.listdir("/proc/self/fd")) == descriptors
     assert len(mappings) == 1
+
+
+class TestLending:
+    def test_what_is_lent_can_be_mapped_elsewhere_as_long_as_it_lives(self, segment: Segment) -> None:
+        mappings = Mappings(keep_descriptors=True)
+        mappings.add(segment.number, os.dup(segment.descriptor), lease_page=False)
+        segment.view[64:69] = b"hello"
+        hold = object()
+        block = Block(segment.number, 64, 5)
+        lent = mappings.lend(block, hold)
+        assert lent is not None and lent.block is block and lent.hold is hold
+        assert (lent.segment.number, lent.segment.nbytes) == (segment.number, NBYTES)
+        mappings.close()
+        segment.close()
+        other = Mappings()
+        other.add(lent.segment.number, os.dup(lent.segment.descriptor), lease_page=False)
+        assert bytes(other.view(lent.block)) == b"hello"
+        other.close()
+        descriptor = lent.segment.descriptor
+        del lent
+        with pytest.raises(OSError):
+            os.fstat(descriptor)
+
+    def test_only_where_it_is_asked_for_and_only_data(self, segment: Segment, mappings: Mappings) -> None:
+        block = Block(segment.number, 0, 8)
+        assert mappings.lend(block, None) is None
+        keeping = Mappings(keep_descriptors=True)
+        page = Segment(4096, lease_page=True)
+        keeping.add(page.number, os.dup(page.descriptor), lease_page=True)
+        assert keeping.lend(Block(page.number, 0, 8), None) is None
+        assert keeping.lend(block, None) is None
+        keeping.close()
+        page.close()
+
+    def test_descriptors_are_closed(self, segment: Segment) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        mappings = Mappings(keep_descriptors=True)
+        for _ in range(3):
+            mappings.add(segment.number, os.dup(segment.descriptor), lease_page=False)
+        read, write = os.pipe()
+        with pytest.raises(BadReference):
+            mappings.add(7, read, lease_page=False)
+        os.close(write)
+        mappings.remove(segment.number)
+        assert len(os.listdir("/proc/self/fd")) == before
+        mappings.close()

@@ -212,14 +212,17 @@ class Dispatcher:
         return retrying or cut
 
     def unreachable(self, worker: str, batch: int, now: float) -> None:
-        """``batch`` could not be sent: its requests go back to where they were, and the worker is tried again soon."""
+        """``batch`` could not be sent: its requests go back to where they were, unless nobody waits for them any more,
+        and the worker is tried again soon."""
         slot = self._workers.get(worker)
         jobs = None if slot is None else slot.batches.pop(batch, None)
         if slot is None or jobs is None:
             return
         model = slot.model
         model.running -= len(jobs)
-        if jobs[0].attempt > 1:
+        self._requesters.finish([job for job in jobs if job.cancelled])
+        jobs = [job for job in jobs if not job.cancelled]
+        if jobs and jobs[0].attempt > 1:
             jobs[0].state = QUEUED
             model.retries.appendleft(jobs[0])
         else:

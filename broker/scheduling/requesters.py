@@ -66,10 +66,10 @@ class Requesters:
                 if job.cancelled:
                     cancelled = cancelled or []
                     cancelled.append(job)
-            else:
-                self._orphans.pop((job.requester, job.id), None)
         if cancelled is not None:
             self._retire(cancelled)
+        if self._orphans:
+            self._bury(jobs)
         return units, enqueued_sum
 
     def retire(self, requester: str, ids: tuple[int, ...]) -> None:
@@ -90,13 +90,16 @@ class Requesters:
             if known is not None:
                 known.pop(job.id, None)
                 (retired if job.cancelled else lost).append(job)
-            else:
-                self._orphans.pop((job.requester, job.id), None)
+        self._bury(jobs)
         self._retire(retired)
         for requester, group in _by_requester(lost).items():
             ids = tuple([job.id for job in group])
             attempts = tuple([job.attempt for job in group])
             self.out.append(ToPeer(requester, Lost(worker, ids, alone, cause, attempts, self._next_loss())))
+
+    def _bury(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._orphans.pop((job.requester, job.id), None)
 
     def restart_lost(self, missing: list[Missing]) -> None:
         """A former broker had these and no worker has them: cancelled ones are retired, the others ``Lost``, once."""

@@ -228,3 +228,13 @@ def test_statistics_of_a_batch() -> None:
     [size] = found.batches
     assert (size.batch_size, size.compute_infer.count, size.compute_infer.ns) == (3, 1, 20)
     assert bench.dispatcher.statistics("other") == []
+
+
+def test_what_nobody_waits_for_does_not_go_back_into_the_queue() -> None:
+    bench = Bench(batching=BATCHING)
+    batch = only_batch(bench.submit(1, 2))
+    bench.dispatcher.cancel("r", 1, bench.now)
+    bench.dispatcher.unreachable("w0", batch.id, bench.now)
+    assert bench.dispatch() == [ToControl("w0", Cancel("r", 1)), ToPeer("r", Retired((1,)))]
+    bench.now += UNREACHABLE_S
+    assert batches(bench.dispatch()) == [("w0", [2])]

@@ -25,7 +25,7 @@ from broker.instructions import (
     WorkerDraining,
     WorkerReady,
 )
-from broker.lifecycle import DropFolder, FindNames, Lifecycle, LifecycleInstruction, Poll, PollAll, Remember
+from broker.lifecycle import DropFolder, FindNames, Lifecycle, LifecycleInstruction, Poll, PollAll, Remember, Watch
 from broker.outbox import RETRY_S, Outbox
 from broker.outlet import Outlet
 from broker.peers import Known, Peers
@@ -187,6 +187,9 @@ class Exchange:
 
     def names_found(self, found: Found, now: float) -> None:
         self._live(self._lifecycle.names_found(found, now), now)
+
+    def watched(self, digests: dict[str, bytes], now: float) -> None:
+        self._live(self._lifecycle.watched(digests, now), now)
 
     # -------------------------------------------------------------------------------------------------------- messages
 
@@ -401,7 +404,7 @@ class Exchange:
                     dispatcher.worker_ready(worker, model, version)
                 case WorkerDraining(worker):
                     dispatcher.worker_draining(worker)
-                case Poll() | PollAll() | FindNames() | Remember() | DropFolder():
+                case Poll() | PollAll() | FindNames() | Watch() | Remember() | DropFolder():
                     self._outlet.work(instruction)
 
     def _send_batch(self, worker: str, batch: Batch, now: float) -> None:

@@ -2,11 +2,11 @@
 
 from typing import Any, Protocol
 
-from broker.lifecycle import DropFolder, FindNames, Poll, PollAll, Remember
+from broker.lifecycle import DropFolder, FindNames, Poll, PollAll, Remember, Watch
 from broker.server_settings import Changed
 from conch.messages import Batch
 
-Work = Poll | PollAll | FindNames | Remember | DropFolder
+Work = Poll | PollAll | FindNames | Watch | Remember | DropFolder
 
 
 class Outlet(Protocol):

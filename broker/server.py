@@ -15,7 +15,7 @@ import zmq
 
 from broker.exchange import Exchange
 from broker.files import FileThread
-from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, restore, save
+from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, Watch, restore, save
 from broker.links import DataLinks
 from broker.outlet import Work
 from broker.region_files import Regions
@@ -70,6 +70,8 @@ class Server:
             parallel_loads=settings.model_load_thread_count,
             load_retries=settings.model_load_retry_count,
             memory=memory,
+            watch=settings.watch,
+            debugged=settings.debug_target[0],
         )
         # greater than that of any broker that ran here before
         epoch = time.monotonic_ns()
@@ -297,6 +299,12 @@ class Server:
                     repository.find,
                     lambda found: exchange.names_found(found, time.monotonic()),
                     Found((), frozenset()),
+                )
+            case Watch(models):
+                submit(
+                    lambda: repository.digests(models),
+                    lambda digests: exchange.watched(digests, time.monotonic()),
+                    {},
                 )
             case Remember(data):
                 submit(lambda: _save(self._loaded_file, data), lambda _: None)

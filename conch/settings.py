@@ -101,6 +101,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_load_retry_count: int = 0
     backend_config: tuple[str, ...] = ()
     backend_directory: str = ""
+    watch: bool = False
+    debug: str = ""
 
     environment_cache_dir: str = ""
 
@@ -171,6 +173,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for setting in self.backend_config:
             if "=" not in setting:
                 raise InvalidArgument(f"--backend-config '{setting}' is not of the form <backend>,<key>=<value>")
+        self.debug_target  # noqa: B018 - raises
         if self.load_model and self.model_control_mode != "explicit":
             raise InvalidArgument("--load-model needs --model-control-mode=explicit")
         for setting in self.metrics_config:
@@ -205,6 +208,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
         pattern = self.http_header_forward_pattern if protocol == "http" else self.grpc_header_forward_pattern
         return HeaderForwarding(pattern, f"{protocol}-header-forward-pattern", self.restrictions(protocol).headers)
+
+    @property
+    def debug_target(self) -> tuple[str, int]:
+        """The model whose first instance runs under a debugger, and the port for that, or 0. Raises
+        ``InvalidArgument``."""
+        model, colon, port = self.debug.rpartition(":")
+        if not colon:
+            return self.debug, 0
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536 and model):
+            raise InvalidArgument(f"--debug must be MODEL or MODEL:PORT, not '{self.debug}'")
+        return model, int(port)
 
     def endpoints(self) -> list[tuple[str, str, int]]:
         """Those that are on: ``http``, ``grpc`` or ``metrics``, address and port."""

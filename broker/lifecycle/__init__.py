@@ -1,6 +1,6 @@
 """The life of models and of their workers, as a pure machine: ``Lifecycle``."""
 
-from broker.lifecycle.effects import DropFolder, FindNames, LifecycleInstruction, Poll, PollAll, Remember
+from broker.lifecycle.effects import DropFolder, FindNames, LifecycleInstruction, Poll, PollAll, Remember, Watch
 from broker.lifecycle.machine import Lifecycle
 from broker.lifecycle.memory import Memory, restore, save
 
@@ -13,6 +13,7 @@ __all__ = [
     "Poll",
     "PollAll",
     "Remember",
+    "Watch",
     "restore",
     "save",
 ]

@@ -29,6 +29,13 @@ class FindNames(_Effect, frozen=True):
     """Call ``Repository.find()``, then ``Lifecycle.names_found(found, now)``."""
 
 
+class Watch(_Effect, frozen=True):
+    """Call ``Repository.digests(models)``, then ``Lifecycle.watched(digests, now)``. ``models``: names, and the folders
+    of their Python-based backends."""
+
+    models: tuple[tuple[str, str], ...]
+
+
 class Remember(_Effect, frozen=True):
     """Replace the file ``RunDir.loaded`` by ``data``, atomically (``broker.lifecycle.memory.save``)."""
 
@@ -41,4 +48,4 @@ class DropFolder(_Effect, frozen=True):
     folder: str
 
 
-LifecycleInstruction = Instruction | Poll | PollAll | FindNames | Remember | DropFolder
+LifecycleInstruction = Instruction | Poll | PollAll | FindNames | Watch | Remember | DropFolder

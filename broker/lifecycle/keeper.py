@@ -171,6 +171,8 @@ class Keeper:
         if not failures:
             self._commit(model, operation, operation.snapshot)
             return
+        for slot in model.serving:
+            logger.warning("'%s' version %s goes on serving as it was loaded before", model.name, slot.version)
         for copy in operation.copies:
             self._give_up(model, copy, "unloaded" if copy.fault is None else reason_of(copy.fault), now)
         model.stale_folders.add(operation.snapshot.override.folder)

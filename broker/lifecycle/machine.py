@@ -23,13 +23,14 @@ from math import inf
 
 from broker.instructions import CallFinished, TableChanged, WorkerReady
 from broker.lifecycle import views
-from broker.lifecycle.effects import FindNames, LifecycleInstruction, PollAll, Remember
+from broker.lifecycle.effects import FindNames, LifecycleInstruction, PollAll, Remember, Watch
 from broker.lifecycle.instances import Instance, describe_death
 from broker.lifecycle.keeper import Keeper
 from broker.lifecycle.memory import Memory
 from broker.lifecycle.models import Copy, Model, reason_of
 from broker.lifecycle.readiness import Readiness
 from broker.lifecycle.roster import Roster
+from broker.lifecycle.watching import LOOK_S, Watching
 from broker.repository.overrides import check_model_name
 from broker.repository.scan import Found
 from broker.repository.snapshot import Override, Snapshot
@@ -50,7 +51,9 @@ class Lifecycle:
     """See the module for how to drive it.
 
     ``new_id`` makes the ids of workers. ``load_at_start``: model names in mode ``explicit``, ``*`` alone for all.
-    ``parallel_loads``: versions that load at a time. ``memory`` is what the former broker left.
+    ``parallel_loads``: versions that load at a time. ``memory`` is what the former broker left. ``watch``: models whose
+    files change are loaded again, and with control mode ``none`` new ones too. ``debugged``: a model whose first
+    instance may take any time to load.
     """
 
     def __init__(
@@ -64,13 +67,16 @@ class Lifecycle:
         load_retries: int = 0,
         load_timeout_s: float = LOAD_TIMEOUT_S,
         memory: Memory | None = None,
+        watch: bool = False,
+        debugged: str = "",
     ) -> None:
         self._control_mode = control_mode
         self._load_at_start = tuple(dict.fromkeys(load_at_start))
         self._scan_interval_s = poll_interval_s if control_mode == "poll" else FIND_NAMES_S
         self._former = memory or Memory()
         self._out: list[LifecycleInstruction] = []
-        self._roster = Roster(self._out, new_id, load_timeout_s)
+        self._watching = Watching() if watch else None
+        self._roster = Roster(self._out, new_id, load_timeout_s, debugged)
         self._readiness = Readiness(self._out)
         self._keeper = Keeper(
             self._roster,
@@ -88,6 +94,7 @@ class Lifecycle:
         self._startup: set[int] = set()
         self._scanned = False
         self._next_scan = inf
+        self._next_look = inf
         self._exiting = False
 
     # ---------------------------------------------------------------------------------------------------------- reading
@@ -115,7 +122,12 @@ class Lifecycle:
         """When ``tick`` is to be called if nothing happens before."""
         wakeup = min(self._roster.next_deadline(), self._readiness.next_deadline())
         if not self._exiting:
-            wakeup = min(wakeup, self._next_scan, min((each.retry_at for each in self._backed_off()), default=inf))
+            wakeup = min(
+                wakeup,
+                self._next_scan,
+                self._next_look,
+                min((each.retry_at for each in self._backed_off()), default=inf),
+            )
         return None if wakeup == inf else wakeup
 
     def death_fault(self, died: Died) -> Fault:
@@ -231,6 +243,17 @@ class Lifecycle:
     def names_found(self, found: Found, now: float) -> list[LifecycleInstruction]:
         """A ``FindNames``' result."""
         self._update_names(found, now)
+        return self._take(now)
+
+    def watched(self, digests: dict[str, bytes], now: float) -> list[LifecycleInstruction]:
+        """A ``Watch``'s result. Models that are being loaded or unloaded are looked at later."""
+        self._next_look = now + LOOK_S
+        if self._watching is not None and not self._exiting:
+            models = self._keeper.models
+            new = self._found.names if self._control_mode == "none" else ()
+            for name in self._watching.looked(digests, models, set(new) - self._found.duplicates):
+                override = models[name].override if name in models else None
+                self._keeper.enqueue(name, load=True, override=override)
         return self._take(now)
 
     # ----------------------------------------------------------------------------------------------------- the launcher
@@ -356,6 +379,9 @@ class Lifecycle:
         if self._next_scan <= now and not self._exiting:
             self._next_scan = inf
             self._out.append(PollAll() if self._control_mode == "poll" else FindNames())
+        if self._next_look <= now and not self._exiting:
+            self._next_look = inf
+            self._out.append(Watch(views.folders(self._keeper.models, self._found)))
         out = self._take(now)
         self._roster.postpone_strays(now)
         return out
@@ -399,6 +425,8 @@ class Lifecycle:
 
     def _update_names(self, found: Found, now: float) -> None:
         self._next_scan = now + self._scan_interval_s
+        if self._watching is not None and self._next_look == inf:
+            self._next_look = now + LOOK_S
         if found != self._found:
             for name in set(self._found.names) - {*found.names, *self._load_at_start}:
                 self._keeper.forget(name)

@@ -60,12 +60,16 @@ class Stray:
 
 
 class Roster:
-    """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``."""
+    """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``; none for the first
+    instance of the model ``debugged``."""
 
-    def __init__(self, out: list[LifecycleInstruction], new_id: Callable[[], str], load_timeout_s: float) -> None:
+    def __init__(
+        self, out: list[LifecycleInstruction], new_id: Callable[[], str], load_timeout_s: float, debugged: str = ""
+    ) -> None:
         self._out = out
         self._new_id = new_id
         self._load_timeout_s = load_timeout_s
+        self._debugged = debugged
         self.launcher_present = False
         self.workers: dict[str, Worker] = {}
         self.strays: dict[str, Stray] = {}
@@ -80,7 +84,7 @@ class Roster:
             return
         copy = instance.copy
         worker = self._enlist(self._new_id(), instance)
-        worker.deadline = now + self._load_timeout_s
+        worker.deadline = self._load_deadline(instance, now)
         instance.state = "loading" if copy.is_complete else "starting"
         self._out.append(
             ToLauncher(
@@ -129,8 +133,13 @@ class Roster:
         """It has been started. It may have come further by itself meanwhile."""
         instance = worker.instance
         if worker.preparing and instance is not None and instance.state in ("starting", "loading"):
-            worker.deadline = now + self._load_timeout_s
+            worker.deadline = self._load_deadline(instance, now)
         worker.preparing = False
+
+    def _load_deadline(self, instance: Instance, now: float) -> float:
+        """None in a debugger, where it takes as long as a person thinks."""
+        stops = instance.copy.name == self._debugged and instance.number == 0
+        return inf if stops else now + self._load_timeout_s
 
     def _enlist(self, id: str, instance: Instance) -> Worker:
         worker = Worker(id, instance.copy.name, instance.copy.version, instance.plan.name)

@@ -39,6 +39,17 @@ def _entry(name: str, slot: Slot) -> ModelEntry:
     )
 
 
+def folders(models: dict[str, Model], found: Found) -> tuple[tuple[str, str], ...]:
+    """Every model's name and the folder of its Python-based backend."""
+    backend_dirs = {
+        model.name: slot.serving.snapshot.backend_dir
+        for model in models.values()
+        for slot in model.serving
+        if slot.serving is not None
+    }
+    return tuple((name, backend_dirs.get(name, "")) for name in sorted({*models, *found.names}))
+
+
 def instances(models: dict[str, Model], roster: Roster) -> list[InstanceStatus]:
     """Every instance, wanted or leaving. ``executions`` and whether it is busy are the dispatcher's to fill in."""
     listed = []

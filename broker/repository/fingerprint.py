@@ -13,6 +13,8 @@ from broker.repository.config_file import ModelConfigMessage
 
 #: their content is part of the digest as the configuration that was read
 _CONFIG_NAMES = frozenset({"config.pbtxt", "configs"})
+#: what people edit, and models that training writes
+_SOURCES = (".py", ".pbtxt", ".txt", ".json", ".yaml", ".yml", ".toml", ".onnx")
 
 
 def version_hashes(
@@ -39,6 +41,24 @@ def version_hashes(
             digest.update(stamp)
         hashes[version] = digest.hexdigest()
     return hashes
+
+
+def source_digest(folders: Iterable[str]) -> bytes:
+    """Of the files that people edit, and of the names of all folders: for looking often. What a model may write into
+    its own folder, as caches and logs, does not count."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for parent, below, files in os.walk(folder):
+            below[:] = sorted(name for name in below if name != "__pycache__" and not name.startswith("."))
+            digest.update(os.fsencode(parent) + b"\0")
+            for name in sorted(files):
+                if not name.startswith(".") and name.endswith(_SOURCES):
+                    try:
+                        found = os.stat(os.path.join(parent, name))
+                    except OSError:  # it is just being replaced
+                        continue
+                    digest.update(f"{name}\0{found.st_mtime_ns}\0{found.st_size}\0".encode(errors="surrogateescape"))
+    return digest.digest()
 
 
 def _stamps_beside_versions(model_dir: str) -> Iterable[bytes]:

@@ -11,7 +11,7 @@ from broker.repository import config_file, platforms, python_based
 from broker.repository.backend_settings import BackendSettings
 from broker.repository.completion import finish
 from broker.repository.config_file import MAX_CONFIG_NBYTES, ModelConfigMessage
-from broker.repository.fingerprint import version_hashes
+from broker.repository.fingerprint import source_digest, version_hashes
 from broker.repository.host import Host
 from broker.repository.labels import read_labels
 from broker.repository.normalise import check_instance_groups, instance_plans, normalise, normalise_instance_groups
@@ -107,6 +107,16 @@ class Repository:
         except Exception as error:  # one model's folder, whatever is in it, must not keep the others from loading
             logger.exception("Poll failed for model '%s'", name)
             return to_fault(error)
+
+    def digests(self, models: Iterable[tuple[str, str]]) -> dict[str, bytes]:
+        """For each name, with the folder of its Python-based backend, a digest of what its author may have edited; none
+        for a model that cannot be found."""
+        digests = {}
+        for name, backend_dir in models:
+            folders = [folder / name for folder in self._folders if (folder / name).is_dir()]
+            if len(folders) == 1:
+                digests[name] = source_digest([str(folders[0]), *([backend_dir] if backend_dir else [])])
+        return digests
 
     # ------------------------------------------------------------------------------------------------------- one model
 

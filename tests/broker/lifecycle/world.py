@@ -22,7 +22,17 @@ from broker.instructions import (
     WorkerDraining,
     WorkerReady,
 )
-from broker.lifecycle import DropFolder, FindNames, Lifecycle, LifecycleInstruction, Memory, Poll, PollAll, Remember
+from broker.lifecycle import (
+    DropFolder,
+    FindNames,
+    Lifecycle,
+    LifecycleInstruction,
+    Memory,
+    Poll,
+    PollAll,
+    Remember,
+    Watch,
+)
 from broker.repository import config_file
 from broker.repository.host import Host
 from broker.repository.normalise import instance_plans, normalise, normalise_instance_groups
@@ -115,7 +125,7 @@ def source_of(what: str) -> str:
     kind, _, about = what.partition(" ")
     if kind in ("launcher", "spawned", "died"):
         return "launcher"
-    return "repository" if kind in ("poll", "find") else about
+    return "repository" if kind in ("poll", "find", "watch") else about
 
 
 class World:
@@ -323,6 +333,8 @@ class World:
                 self.due.append(("poll all", self._polled_all))
             case FindNames():
                 self.due.append(("find", lambda: self.machine.names_found(self._found(), self.now)))
+            case Watch(models):
+                self.due.append(("watch", lambda: self.machine.watched(self._digests(models), self.now)))
             case Remember(data):
                 self.memory = data
             case DropFolder(folder):
@@ -346,6 +358,10 @@ class World:
 
     def _found(self) -> Found:
         return Found(tuple(sorted(self.models)), frozenset())
+
+    def _digests(self, models: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
+        found = {name: self.models[name] for name, _ in models if name in self.models}
+        return {name: repr(getattr(each, "hashes", each)).encode() for name, each in found.items()}
 
     def _polled(self, operation: int, name: str, override: Override) -> list[LifecycleInstruction]:
         result = self.models.get(name, Fault("PollFailed", "model not found in any model repository."))

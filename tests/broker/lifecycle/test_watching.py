@@ -1,0 +1,85 @@
+"""``--watch``: one model is loaded again when its files have changed and rest; what served goes on until then."""
+
+from broker.lifecycle.watching import LOOK_S
+from conch.messages import Fault
+from tests.broker.lifecycle.support import READY
+from tests.broker.lifecycle.world import World, snapshot
+
+
+def watching(mode: str = "none") -> World:
+    world = World([snapshot("a"), snapshot("b")], control_mode=mode, watch=True).start().settle()
+    if mode == "explicit":
+        world.load("a")
+        world.settle()
+    world.pass_time(2 * LOOK_S)
+    return world
+
+
+def spawned(world: World) -> list[str]:
+    names = [spawn.model for spawn in world.all_spawns]
+    world.all_spawns.clear()
+    return names
+
+
+def test_one_model_is_loaded_again_once_it_rests() -> None:
+    world = watching()
+    assert spawned(world) == ["a", "b"]
+    (former,) = world.workers_of("a")
+    world.models["a"] = snapshot("a", files="half of it")
+    world.pass_time(LOOK_S)
+    world.models["a"] = snapshot("a", files="all of it")
+    world.pass_time(LOOK_S)
+    assert spawned(world) == []
+    world.pass_time(LOOK_S)
+    assert spawned(world) == ["a"] and former.state == "dead"
+    world.pass_time(20 * LOOK_S)
+    assert spawned(world) == []
+
+
+def test_a_version_that_does_not_load_leaves_the_former_one_serving() -> None:
+    world = watching()
+    (former,) = world.workers_of("a")
+    world.models["a"] = snapshot("a", fault=Fault("InvalidArgument", "broken"), files="broken")
+    world.pass_time(10 * LOOK_S)
+    assert world.entry("a").state == READY and former.state == "ready"
+    world.models["a"] = snapshot("a", files="mended")
+    world.pass_time(10 * LOOK_S)
+    assert former.state == "dead" and len(world.workers_of("a")) == 1
+
+
+def test_a_model_that_failed_at_start_and_a_new_one() -> None:
+    broken = snapshot("a", fault=Fault("InvalidArgument", "broken"), files="broken")
+    world = World([broken], control_mode="none", watch=True).start().settle()
+    world.pass_time(2 * LOOK_S)
+    world.models |= {"a": snapshot("a", files="mended"), "new": snapshot("new")}
+    world.pass_time(10.0)
+    assert world.entry("a").state == world.entry("new").state == READY
+
+
+def test_what_was_unloaded_or_never_loaded_is_left_alone() -> None:
+    world = watching("explicit")
+    world.unload("a")
+    world.settle()
+    assert spawned(world) == ["a"]
+    world.models |= {"a": snapshot("a", files="changed"), "b": snapshot("b", files="changed")}
+    world.pass_time(20 * LOOK_S)
+    assert spawned(world) == []
+
+
+def test_nobody_looks_without_being_told_to() -> None:
+    world = World([snapshot("a")], control_mode="none").start().settle()
+    spawned(world)
+    world.models["a"] = snapshot("a", files="changed")
+    world.pass_time(20 * LOOK_S)
+    assert spawned(world) == []
+
+
+def test_a_debugged_model_may_take_any_time_to_load() -> None:
+    world = World([snapshot("a")], control_mode="none", debugged="a", load_timeout_s=20.0).start()
+    world.happen()
+    step = [event for event in world.due if event[0].startswith("step")]
+    world.due = []
+    world.pass_time(1000)
+    world.due = step
+    world.settle()
+    assert world.entry("a").state == READY

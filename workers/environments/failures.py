@@ -22,5 +22,8 @@ def telling(lines: Iterable[str]) -> str:
     """The end of what a program printed, on lines of their own: those that speak of errors, where some do."""
     printed = [line.strip() for line in lines if line.strip()]
     errors = [line for line in printed if line.lower().startswith(("error", "fatal"))]
-    shown = [without_places(line)[:_MAX_LINE_CHARACTERS] for line in (errors or printed)[-_MAX_LINES:]]
-    return "\n".join(shown)
+    return "\n".join(_shortened(without_places(line)) for line in (errors or printed)[-_MAX_LINES:])
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _MAX_LINE_CHARACTERS else f"{line[:_MAX_LINE_CHARACTERS]} …"

@@ -14,7 +14,6 @@ from conch.requester.inference import InferenceCall, Outcome
 from conch.requester.models import ReadyModel
 from conch.requester.requester import Requester
 from conch.run_dir import RunDir
-from shm.base import ArenaFull
 from workers.copies import COPIES
 
 logger = logging.getLogger("conch.workers.asking")
@@ -163,8 +162,8 @@ class Asker:
         self._requester.on_table = self._on_table
         try:
             await self._requester.start()
-        except (OSError, ArenaFull) as error:
-            logger.error("other models cannot be asked: %s", error)
+        except Exception:  # no descriptor, no memory: whoever asks must hear of it
+            logger.exception("other models cannot be asked")
             self._broken = True
             self._decided.set()
         await self._stop.wait()

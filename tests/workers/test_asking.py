@@ -268,6 +268,7 @@ class TestErrors:
             inbox, _ = ask(s)
             assert "cannot be asked" in (await inbox.error()).message
             assert "other models cannot be asked" in caplog.text
+            caplog.clear()  # the traceback holds on to memory
 
 
 class TestCancelling:

@@ -4,7 +4,7 @@ A worker that runs a batch waits for what the batch's requests have asked. A req
 every worker waits, directly or not, for such a request will never run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from broker.scheduling.job import QUEUED, RUNNING, Job
@@ -20,6 +20,22 @@ TOO_DEEP = Fault(
 )
 #: between two looks. What both find stuck is: a model that asks and does not wait goes on meanwhile.
 LOOK_S = 0.5
+
+
+class _Group:
+    """Requests with one parent that wait for an instance of one model, or in the pipe of ``worker``. ``holders``: the
+    workers that wait for them."""
+
+    __slots__ = ("model", "worker", "holders", "jobs")
+
+    def __init__(self, model: ModelSlot, worker: WorkerSlot | None, holders: set[WorkerSlot]) -> None:
+        self.model = model
+        self.worker = worker
+        self.holders = holders
+        self.jobs: list[Job] = []
+
+    def depth_and_youth(self) -> tuple[int, float]:
+        return max((job.request.depth, job.enqueued) for job in self.jobs if job.request is not None)
 
 
 class Cycles:
@@ -49,39 +65,59 @@ class Cycles:
 
     def look(self, models: Mapping[ModelKey, ModelSlot], now: float) -> list[tuple[Job, Fault]]:
         """The requests that have to be rejected so that the others can go on: of those that wait for each other the
-        deepest, of equally deep ones the youngest."""
-        waiting: dict[Job, set[WorkerSlot]] = {}
+        deepest, of equally deep ones the youngest; and what else the same parent waits for in that queue."""
         self._asked = {job: None for job in self._asked if _waits(job)}
-        for job in self._asked:
-            waiting[job] = self._waiting_for(job)
-        self.look_at = now + LOOK_S if waiting else inf
+        self.look_at = now + LOOK_S if self._asked else inf
+        groups = self._groups(models)
         former, self._stuck = self._stuck, set()
         chosen = []
-        while stuck := _stuck(waiting, models):
-            self._stuck.update(stuck)
-            rejectable = [job for job in stuck if job.state == QUEUED and job in former]
+        while stuck := _stuck(groups):
+            self._stuck.update(job for group in stuck for job in group.jobs)
+            rejectable = [group for group in stuck if group.worker is None and not former.isdisjoint(group.jobs)]
             if not rejectable:
                 break
-            victim = max(rejectable, key=_depth_and_youth)
-            chosen.append((victim, _fault(victim, waiting.pop(victim), models)))
+            victim = max(rejectable, key=_Group.depth_and_youth)
+            groups.remove(victim)
+            fault = _fault(victim)
+            chosen += [(job, fault) for job in victim.jobs if job in former]
         return chosen
 
-    def _waiting_for(self, job: Job) -> set[WorkerSlot]:
-        """The workers that run, in a batch, a request that waits for ``job``. A request that is open after its batch
-        waits as well, but does not keep its worker from running others."""
-        workers: set[WorkerSlot] = set()
-        seen = {job}
-        reached = [job]
-        while reached:
-            parent = self._parent_of(reached.pop())
-            if parent is None or parent in seen or parent.state != RUNNING or parent.worker is None:
+    def _groups(self, models: Mapping[ModelKey, ModelSlot]) -> list[_Group]:
+        groups: dict[tuple[Job | None, ModelSlot, WorkerSlot | None], _Group] = {}
+        holders: dict[Job | None, set[WorkerSlot]] = {}
+        for job in self._asked:
+            assert job.request is not None
+            model = models.get((job.request.model, job.request.version))
+            if model is None:
                 continue
-            batch = next(iter(parent.worker.batches.values()), ())
-            waits_too = batch if parent in batch else (parent,)
-            if parent in batch:
-                workers.add(parent.worker)
-            seen.update(waits_too)
-            reached += waits_too
+            parent = self._parent_of(job)
+            if parent not in holders:
+                holders[parent] = self._held_up(parent)
+            worker = job.worker if job.state == RUNNING else None
+            group = groups.get((parent, model, worker))
+            if group is None:
+                group = groups[parent, model, worker] = _Group(model, worker, holders[parent])
+            group.jobs.append(job)
+        return list(groups.values())
+
+    def _held_up(self, parent: Job | None) -> set[WorkerSlot]:
+        """The workers that run, in a batch, ``parent`` or a request that waits for it. A request that is open after its
+        batch waits as well, but does not keep its worker from running others."""
+        workers: set[WorkerSlot] = set()
+        seen = {parent}
+        reached = [parent]
+        while reached:
+            job = reached.pop()
+            if job is None or job.state != RUNNING or job.worker is None:
+                continue
+            batch: Sequence[Job] = next(iter(job.worker.batches.values()), ())
+            if job in batch:
+                workers.add(job.worker)
+            for other in batch if job in batch else (job,):
+                ancestor = self._parent_of(other)
+                if ancestor not in seen:
+                    seen.add(ancestor)
+                    reached.append(ancestor)
         return workers
 
     def _parent_of(self, job: Job) -> Job | None:
@@ -98,26 +134,21 @@ def _waits(job: Job) -> bool:
     return job.state == QUEUED
 
 
-def _key(job: Job) -> ModelKey:
-    assert job.request is not None
-    return job.request.model, job.request.version
-
-
-def _stuck(waiting: Mapping[Job, set[WorkerSlot]], models: Mapping[ModelKey, ModelSlot]) -> list[Job]:
-    """The largest set of waiting requests such that each waits for workers all of which wait for requests of this set;
-    of these, the ones that such a worker waits for."""
-    stuck = set(waiting)
+def _stuck(groups: list[_Group]) -> list[_Group]:
+    """The largest set of groups such that each waits for workers all of which wait for groups of this set; of these,
+    the ones that such a worker waits for."""
+    stuck = groups
     while True:
-        busy = {worker for job in stuck for worker in waiting[job]}
-        closed = {key for key in {_key(job) for job in stuck} if key in models and _all_wait(models[key], busy)}
-        left = {job for job in stuck if (_key(job) in closed if job.state == QUEUED else job.worker in busy)}
+        busy = {worker for group in stuck for worker in group.holders}
+        closed = {model for model in {group.model for group in stuck} if _all_wait(model, busy)}
+        left = [group for group in stuck if (group.model in closed if group.worker is None else group.worker in busy)]
         if len(left) == len(stuck):
             break
         stuck = left
-    needed: set[WorkerSlot | None] = set()
-    for job in stuck:
-        needed.update(_instances(models[_key(job)]) if job.state == QUEUED else (job.worker,))
-    return [job for job in stuck if not needed.isdisjoint(waiting[job])]
+    needed: set[WorkerSlot] = set()
+    for group in stuck:
+        needed.update(_instances(group.model) if group.worker is None else (group.worker,))
+    return [group for group in stuck if not needed.isdisjoint(group.holders)]
 
 
 def _all_wait(model: ModelSlot, busy: set[WorkerSlot]) -> bool:
@@ -130,23 +161,18 @@ def _instances(model: ModelSlot) -> list[WorkerSlot]:
     return [worker for worker in model.workers.values() if not worker.draining] or list(model.workers.values())
 
 
-def _depth_and_youth(job: Job) -> tuple[int, float]:
-    assert job.request is not None
-    return job.request.depth, job.enqueued
-
-
-def _fault(victim: Job, waiting: set[WorkerSlot], models: Mapping[ModelKey, ModelSlot]) -> Fault:
-    model = models[_key(victim)]
-    count = len(_instances(model))
+def _fault(victim: _Group) -> Fault:
+    name = victim.model.name
+    count = len(_instances(victim.model))
     instances = "its only instance waits" if count == 1 else f"all {count} instances wait"
-    if any(worker.model is model for worker in waiting):
+    if any(worker.model is victim.model for worker in victim.holders):
         text = (
-            f"model '{model.name}' was asked by a request that '{model.name}' itself is running: {instances} for such "
-            "requests; give the model more instances, or do not call it from within itself"
+            f"model '{name}' was asked by a request that '{name}' itself is running: {instances} for such requests; "
+            "give the model more instances, or do not call it from within itself"
         )
     else:
         text = (
-            f"model '{model.name}' cannot run this request: {instances} for models that wait, directly or not, for "
-            f"'{model.name}'; give the models more instances, or do not let them call each other"
+            f"model '{name}' cannot run this request: {instances} for models that wait, directly or not, for '{name}'; "
+            "give the models more instances, or do not let them call each other"
         )
     return Fault("InvalidArgument", text)

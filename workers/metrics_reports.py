@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from conch.messages import MetricsReport, Spawn
 from workers.copies import COPIES
-from workers.python_utils.metrics import REGISTRY
+from workers.python_utils.metric_values import REGISTRY
 
 #: between two reports that nobody has asked for
 INTERVAL_S = 0.5

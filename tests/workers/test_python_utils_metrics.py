@@ -1,6 +1,7 @@
 """``pb_utils.MetricFamily`` in one process: what it refuses and in which words, who shares what, and what is freed."""
 
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from math import inf, nan
@@ -11,9 +12,10 @@ import pytest
 
 from conch.messages import MetricFamily as Reported
 from conch.messages import MetricSample
-from workers.python_utils import metrics
+from workers.python_utils import metric_values, metrics
 from workers.python_utils.failures import TritonModelException
-from workers.python_utils.metrics import Metric, MetricFamily, Registry
+from workers.python_utils.metric_values import Registry
+from workers.python_utils.metrics import Metric, MetricFamily
 
 COUNTER, GAUGE, HISTOGRAM = MetricFamily.COUNTER, MetricFamily.GAUGE, MetricFamily.HISTOGRAM
 GONE = (
@@ -204,6 +206,15 @@ def test_a_family_keeps_its_metrics(registry: Registry) -> None:
     assert registry.report() == ()
 
 
+def test_metrics_do_not_pile_up(registry: Registry) -> None:
+    family, metric = counter()
+    for _ in range(1000):
+        family.Metric().increment(1)
+    assert metric.value() == 1000
+    assert sys.getrefcount(metric) < 10
+    assert len(family._life.taken) == 1
+
+
 def test_what_two_families_have_is_freed_with_the_second(registry: Registry) -> None:
     family, metric = counter()
     again, _ = counter()
@@ -272,7 +283,7 @@ def test_texts_that_cannot_be_sent_are_made_so(registry: Registry) -> None:
 
 
 def test_how_many_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MOST_SERIES", 2)
+    monkeypatch.setattr(metric_values, "MOST_SERIES", 2)
     family, _ = counter("c", {"x": "1"})
     family.Metric({"x": "2"})
     family.Metric({"x": "1"})

@@ -25,10 +25,10 @@ from conch.refusals import refusal, wrong_elements
 from conch.tensors import STORAGE_DTYPES
 from shm.base import BadReference
 from shm.client_regions import ClientWindow
-from workers.backends.base import RESCHEDULED, Backend, Input, Item, Result, Timing
+from workers.backends.base import RESCHEDULED, Backend, Input, InputHold, Item, Result, Timing
 from workers.flow import Flow
 from workers.outputs import Place
-from workers.replies import Desk, Hold, Replies
+from workers.replies import Desk, Replies
 from workers.responses import RequesterGone
 from workers.shapes import Reshapes
 
@@ -125,17 +125,17 @@ class BatchRunner:
             opened: list[int] = []
             again: list[int] = []
             for position, each in enumerate(replies):
-                if each.closed and not each.held:
+                if results[position] is RESCHEDULED and not each.closed:
+                    again.append(position)
+                    self._keep(each)
+                elif each.held or not each.closed:
+                    opened.append(position)
+                    each.open = True
+                else:
                     if each.undelivered:
                         undelivered.append(position)
                     if each.failed:
                         failed.append(position)
-                elif results[position] is RESCHEDULED:
-                    again.append(position)
-                    self._keep(each)
-                else:
-                    opened.append(position)
-                    each.open = True
             done = Done(
                 batch.epoch,
                 batch.id,
@@ -184,7 +184,7 @@ class BatchRunner:
                 data = view(requester, reference)
                 if lends and reference.nbytes > _COPIED_NBYTES:
                     if hold is None:
-                        hold = Hold()
+                        hold = InputHold()
                         replies.inputs, replies.hold = inputs, ref(hold)
                     lent = self._connections.lend(requester, reference, hold)
             else:

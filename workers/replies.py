@@ -19,7 +19,7 @@ from conch.messages import Closed, Dispatch, Fault, Response, TensorDescription
 from shm.base import ArenaFull
 from shm.client_regions import ClientWindow
 from shm.leases import LeasedArena
-from workers.backends.base import Input, ReplyClosed, Result
+from workers.backends.base import Input, InputHold, ReplyClosed, Result
 from workers.broker_link import Reports
 from workers.flow import Flow
 from workers.outputs import Place, place
@@ -31,12 +31,6 @@ logger = logging.getLogger("conch.workers.replies")
 
 _NO_TARGETS: Mapping[str, ClientWindow] = MappingProxyType({})
 _NOTHING = Result()
-
-
-class Hold:
-    """Alive as long as somebody reads the inputs of one request (``shm.lent``)."""
-
-    __slots__ = ("__weakref__",)
 
 
 class Desk:
@@ -58,6 +52,7 @@ class Desk:
         self.shared = shared
         self.reshapes: Reshapes | None = None
         self.closed = False
+        #: what the main thread has to see to, and requests whose inputs are still read
         self._dropped: deque[Replies] = deque()
         self._released: deque[Replies] = deque()
         self._held: set[Replies] = set()
@@ -73,7 +68,7 @@ class Desk:
         self._dropped.append(replies)
         self.shared.wake()
 
-    def hold(self, replies: "Replies", hold: Hold) -> None:
+    def hold(self, replies: "Replies", hold: InputHold) -> None:
         """``replies`` has had its final response, but ``hold`` is alive. To be called with the lock."""
         self._held.add(replies)
         replies.hold = ref(hold, lambda _: self._release(replies))
@@ -184,6 +179,8 @@ class Replies:
             response = self.response(result, place, outputs, final)
             if desk.connections.send(self.requester, (response,)):
                 self.undelivered = True
+                if self.flow is not None:
+                    self.flow.break_off()
             if final:
                 self._end()
 

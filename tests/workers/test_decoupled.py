@@ -1,11 +1,28 @@
 """Models that answer a request any number of times, while its batch runs or later."""
 
+import os
+import signal
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from conch.messages import Batch, Cancel, Closed, Died, Dispatch, Done, Drain, Forget, Ready, Request, Response, Window
+from conch.messages import (
+    Batch,
+    Cancel,
+    Closed,
+    Died,
+    Dispatch,
+    Done,
+    Drain,
+    Forget,
+    Ready,
+    Request,
+    Response,
+    Welcome,
+    Window,
+)
 from conch.windows import NBYTES, RESPONSES
 from tests.workers.harness import FakeBroker, FakeRequester, Stage, ints
 
@@ -85,7 +102,8 @@ def responses(stage: Stage, worker: str, *requests: Request) -> dict[int, list[R
         response = stage.requester.response(worker)
         found[response.id].append(response)
         assert response.index == len(found[response.id]) - 1
-        stage.requester.links[worker].send_nowait(Window(response.id, 1))
+        if not response.final:
+            stage.requester.links[worker].send_nowait(Window(response.id, 1))
     return found
 
 
@@ -595,6 +613,13 @@ for request in requests:
 )
 
 
+def wait_for(stage: Stage, name: str) -> None:
+    deadline = time.monotonic() + 10
+    while not (stage.path / "models" / "stream" / "1" / name).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def let(stage: Stage, number: int) -> None:
     (stage.path / "models" / "stream" / "1" / str(number)).touch()
 
@@ -607,7 +632,6 @@ def test_open_requests_over_a_brokers_restart(alone: Stage) -> None:
     assert done.open == (0, 1, 2)
     stage.broker.close()
     let(stage, 1)
-    assert len(responses(stage, worker, first, second, third) if False else [None]) == 1
     while not (found := stage.requester.response(worker)).final:
         pass
     assert found.id == first.id
@@ -635,37 +659,35 @@ def test_open_requests_over_a_brokers_restart(alone: Stage) -> None:
 def test_done_comes_before_closed(alone: Stage) -> None:
     """Also if both happen while nobody can be told."""
     stage = alone
-    code = WAITING.replace("for request in requests:", "mark('started')\nwait_for('end')\nfor request in requests:")
-    code = code.replace("\nwait_for('end')\nfor", "\n        wait_for('end')\n        for")
+    code = body("""
+mark("started")
+wait_for("go")
+for request in requests:
+    def later(sender):
+        while not sender._item.replies.open:
+            time.sleep(0.001)
+        sender.send(flags=FINAL)
+    threading.Thread(target=later, args=(request.get_response_sender(),)).start()
+""")
     worker = ready(stage, code)
     asked = request(stage, 1)
     batch = stage.send(worker, asked)
-    assert stage.requester.links
-    import time
-
-    while not (stage.path / "models" / "stream" / "1" / "started").exists():
-        time.sleep(0.002)
+    wait_for(stage, "started")
     stage.broker.close()
     stage.broker = FakeBroker(stage.run_dir, epoch=8)
     stage.broker.welcoming = False
     while not stage.broker.hellos:
         assert stage.broker.listen(10)
     assert [(each.epoch, each.batch) for each in stage.broker.hellos[-1].running] == [(7, batch)]
-    for name in ("end", "1"):
-        (stage.path / "models" / "stream" / "1" / name).touch()
-    assert len(responses(stage, worker, asked)[asked.id]) == 2
-    from conch.messages import Welcome
-
+    (stage.path / "models" / "stream" / "1" / "go").touch()
+    assert len(responses(stage, worker, asked)[asked.id]) == 1
     stage.broker.to_control(worker, Welcome(1, 8))
     stage.broker.expect(Closed)
     told = [message for _, message in stage.broker.heard if isinstance(message, (Done, Closed))]
-    assert [(type(each), each.batch) for each in told] == [(Done, batch)]  # heard before
+    assert [type(each) for each in told] == [Done]  # heard before
 
 
 def test_sigterm_waits_for_open_requests(alone: Stage) -> None:
-    import os
-    import signal
-
     stage = alone
     worker = ready(stage, WAITING)
     asked = request(stage, 1)
@@ -674,11 +696,13 @@ def test_sigterm_waits_for_open_requests(alone: Stage) -> None:
     os.kill(pid, signal.SIGTERM)
     another = request(stage, 1)
     stage.send(worker, another)  # it still answers
+    stage.broker.expect(Done)
+    assert not any(stage.requester.response(worker).final for _ in range(2))
     let(stage, 1)
-    assert len(responses(stage, worker, asked)[asked.id]) == 2
+    assert [stage.requester.response(worker).final for _ in range(2)] == [True, True]
     died = stage.broker.expect(Died)
     assert (died.worker, died.exit_code) == (worker, 0)
-    assert stage.broker.expect(Closed).id == asked.id
+    closed(stage, asked, another)
     assert (stage.path / "models" / "stream" / "1" / "finalized").exists()
 
 
@@ -691,3 +715,54 @@ def test_drain_lets_finalize_wait_for_threads(stage: Stage) -> None:
     stage.broker.to_control(worker, Drain())
     assert stage.broker.expect(Died).exit_code == 0
     assert (stage.path / "models" / "stream" / "1" / "finalized").exists()
+
+
+# -------------------------------------------------------------------------------------------- inputs that are lent
+
+LARGE = np.arange(100_000, dtype=np.int32)[None]
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_inputs_that_somebody_still_reads(stage: Stage, decoupled: bool) -> None:
+    """As a request that the model has sent on would."""
+    code = body(f"""
+for request in requests:
+    def read(hold):
+        wait_for("read")
+    lent = request.inputs()[0]._lent
+    assert (lent.segment.number, lent.block.nbytes) == (lent.block.segment, 400_000)
+    threading.Thread(target=read, args=(lent.hold,)).start()
+    del lent
+if not {decoupled}:
+    return [answer(1)]
+requests[0].get_response_sender().send(answer(1), FINAL)
+""")
+    worker = stage.ready(stage.model("stream", code, DECOUPLED if decoupled else None))
+    for _ in range(2):
+        asked = stage.requester.request("stream", stage.requester.put("IN", LARGE))
+        batch = stage.send(worker, asked)
+        (response,) = responses(stage, worker, asked)[asked.id]
+        assert response.inputs_held and response.final
+        assert stage.done(batch).open == (0,)
+        (stage.path / "models" / "stream" / "1" / "read").touch()
+        assert not closed(stage, asked)[asked.id].failed
+        (stage.path / "models" / "stream" / "1" / "read").unlink()
+
+
+@pytest.mark.parametrize(
+    "answered", ["request.inputs()[0]", "Tensor('OUT', request.inputs()[0].as_numpy())", "Tensor('OUT', np.zeros(1))"]
+)
+def test_inputs_that_nobody_reads_any_more(stage: Stage, answered: str) -> None:
+    code = body(f"""
+self.kept = [requests, requests[0].inputs()[0]]
+return [InferenceResponse([{answered}]) for request in requests]
+""")
+    if "np.zeros" not in answered:
+        code = code.replace("self.kept = [requests, requests[0].inputs()[0]]", "pass")
+    output = {"name": "IN" if answered.startswith("request") else "OUT", "data_type": "TYPE_INT32", "dims": [-1]}
+    worker = stage.ready(stage.model("lends", code, {"output": [output]}))
+    asked = stage.requester.request("lends", stage.requester.put("IN", LARGE))
+    batch = stage.send(worker, asked)
+    (response,) = responses(stage, worker, asked)[asked.id]
+    assert response.error is None and not response.inputs_held
+    assert stage.done(batch).open == ()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.workers.harness import Stage, ints
-from tests.workers.test_python_model import ECHO, HEAD, model
+from tests.workers.test_python_model import HEAD, model
 
 FAILURES = {
     "raise ValueError('no good')": "ValueError: no good\n\nAt:\n",

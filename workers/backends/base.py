@@ -55,6 +55,13 @@ class Instance:
     backend_dir: str = ""
 
 
+class InputHold:
+    """``Input.lent.hold``, one for all inputs of a request: who keeps it keeps their bytes where they are. For the
+    request's own outputs that is not needed."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Input(NamedTuple):
     """``shape`` is the full one that the model sees, ``data`` a read-only view of the sender's memory that is valid
     until the request has had its final response: elements in C order, BYTES length-prefixed. ``lent``: what another
@@ -102,12 +109,14 @@ class Item(NamedTuple):
 
 
 class Output(NamedTuple):
-    """``data``: a numeric array (any layout), or the elements of a BYTES tensor. ``shape`` is the full one."""
+    """``data``: a numeric array (any layout), or the elements of a BYTES tensor, valid as long as ``hold`` is kept.
+    ``shape`` is the full one."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: "Array | list[bytes]"
+    hold: Any = None
 
 
 class Result(NamedTuple):
@@ -144,6 +153,8 @@ class Backend(ABC):
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
+        #: in a debugged process, what a model's own ``execute`` is to be wrapped with
+        self.stops: Callable[[Callable[[Any], Any]], Callable[[Any], Any]] | None = None
 
     @abstractmethod
     def complete_config(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from conch import tensors
 from conch.messages import Fault
 from conch.model_config import decode_config
-from workers.backends.base import RESCHEDULED, Instance, Item, Output, ReplyClosed, Result, Timing
+from workers.backends.base import RESCHEDULED, InputHold, Instance, Item, Output, ReplyClosed, Result, Timing
 from workers.backends.base import Backend as BaseBackend
 from workers.backends.python_loading import ModelCode
 from workers.backends.python_loop import ModelLoop
@@ -101,7 +101,8 @@ class Backend(BaseBackend):
             self._tensor_of = read_only_input_tensor
         self._model = self._code.initialized(instance)
         self._readiness = Readiness(self._model)
-        self._execute = getattr(self._model, "execute", None)
+        execute = getattr(self._model, "execute", None)
+        self._execute = self.stops(execute) if self.stops is not None and execute is not None else execute
         pb_utils._set_serving(True)
 
     # --------------------------------------------------------------------------------------------- executing
@@ -121,7 +122,7 @@ class Backend(BaseBackend):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # whatever a model raises; asyncio.CancelledError is no Exception
-            logger.exception("execute of '%s' failed", self.instance.name)
+            logger.exception("execute of '%s' failed; requests: %s", self.instance.name, _named(items))
             results = self._failed(items, self._code.described(error))
         # an input's bytes are its sender's again when the batch is answered
         for tensor in _kept(requests, _UNKEPT):
@@ -177,7 +178,7 @@ class Backend(BaseBackend):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            logger.exception("execute of '%s' failed", self.instance.name)
+            logger.exception("execute of '%s' failed; requests: %s", self.instance.name, _named(items))
             return self._failed(items, self._code.described(error))
         results = [self._left_open(request) for request in requests]
         for item, result in zip(items, results, strict=True):
@@ -200,7 +201,7 @@ class Backend(BaseBackend):
         except ExecuteError as error:
             failures = self._failed(items, str(error))
         except BaseException as error:  # there is nobody to raise it to
-            logger.exception("execute of '%s' failed", self.instance.name)
+            logger.exception("execute of '%s' failed; requests: %s", self.instance.name, _named(items))
             failures = self._failed(items, self._code.described(error))
         for item, failure in zip(items, failures, strict=True):
             with suppress(ReplyClosed):
@@ -224,6 +225,7 @@ class Backend(BaseBackend):
             if (name, datatype, shape) not in self._looked_at:
                 self._look_at(name, datatype, shape)
             data: Any
+            lent = tensor._lent
             if tensor._source is not None:
                 data = tensor._passed_on()
             elif datatype != "BYTES":
@@ -232,7 +234,10 @@ class Backend(BaseBackend):
                 data = tensor._elements
             else:
                 data = tensors.elements_of(tensor._array)  # of an input, which the model may have changed
-            outputs.append(Output(name, datatype, shape, data))
+            if lent is not None and type(lent.hold) is not InputHold:  # of another model's output
+                outputs.append(Output(name, datatype, shape, data, lent))
+            else:
+                outputs.append(Output(name, datatype, shape, data))
         return Result(outputs, None, response._parameters)
 
     def _look_at(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
@@ -277,6 +282,11 @@ class Backend(BaseBackend):
 def _is_left_open(request: InferenceRequest) -> bool:
     """``execute`` may return None for it."""
     return request._sender is not None or request._release_flags == TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
+
+
+def _named(items: Sequence[Item]) -> str:
+    """The requests' ids, as their clients gave them, for a log; a number of ours in place of one that is missing."""
+    return ", ".join(item.request.client_id or f"#{item.request.id}" for item in items)
 
 
 def _check(responses: Any, requests: list[InferenceRequest]) -> None:

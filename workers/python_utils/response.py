@@ -137,7 +137,7 @@ def keep_when_answered(item: Item, inputs: Sequence[Tensor]) -> None:
     def keep() -> None:
         for reference in references:
             tensor = reference()
-            if tensor is not None and tensor._array is None:
+            if tensor is not None and tensor._source is not None:
                 tensor._materialise()
 
     item.replies.before_final = keep

@@ -1,5 +1,6 @@
 """``pb_utils.Tensor``."""
 
+import threading
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,8 @@ from workers.python_utils.failures import TritonModelException
 
 Array = npt.NDArray[Any]
 _NUMPY_DTYPES = tensors.NUMPY_DTYPES
+#: a final response, which makes copies of the inputs that are left, may come from any thread
+_materialising = threading.Lock()
 
 
 class Tensor:
@@ -77,24 +80,29 @@ class Tensor:
 
     def _materialise(self) -> Array:
         """Copies the bytes out of their sender's memory."""
-        source = self._source
-        assert source is not None
-        datatype = self._datatype
-        if datatype == "BYTES":
-            array = tensors.object_array(tensors.unpack(source), self._shape)
-        else:
-            dtype = _NUMPY_DTYPES.get(datatype) or tensors.STORAGE_DTYPES[datatype]
-            array = np.ndarray(self._shape, dtype, source).copy()
-        COPIES.as_numpy += len(source)
-        self._array = array
-        self._source = self._lent = None
-        return array
+        with _materialising:
+            source = self._source
+            if source is None:  # another thread was quicker
+                assert self._array is not None
+                return self._array
+            datatype = self._datatype
+            if datatype == "BYTES":
+                array = tensors.object_array(tensors.unpack(source), self._shape)
+            else:
+                dtype = _NUMPY_DTYPES.get(datatype) or tensors.STORAGE_DTYPES[datatype]
+                array = np.ndarray(self._shape, dtype, source).copy()
+            COPIES.as_numpy += len(source)
+            self._array = array
+            self._source = self._lent = None
+            return array
 
     def _passed_on(self) -> "Array | list[bytes]":
         """What an output is written from if the model returns a tensor that it has not looked at, without a copy. An
         input's is valid until the batch is answered."""
         source = self._source
-        assert source is not None
+        if source is None:  # another thread has just made the array
+            array = self._materialise()
+            return tensors.elements_of(array) if self._datatype == "BYTES" else array
         if self._datatype == "BYTES":
             return tensors.unpack(source)
         return np.ndarray(self._shape, tensors.STORAGE_DTYPES[self._datatype], source)

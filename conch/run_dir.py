@@ -27,6 +27,7 @@ class RunDir:
     supervisor.lock       held by supervisord; holds its pid and ports, so it tells whether a server runs here
     supervisord.pid       its pid; it removes the file in the end
     supervisor.sock       supervisord's control socket (``supervisorctl``, ``conch status``)
+    debug.sock            where ``conch debug`` attaches to the model that ``--debug`` names
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
     workers/ID.json       one per live worker, written by the launcher, for its successor
     packages/             links to our packages, for workers in an environment of their own
@@ -44,6 +45,7 @@ class RunDir:
         self.serve_lock = self.path / "serve.lock"
         self.supervisor_lock = self.path / "supervisor.lock"
         self.supervisor_socket = self.path / "supervisor.sock"
+        self.debug_socket = self.path / "debug.sock"
         self.requesters = self.path / "requesters"
         self.workers = self.path / "workers"
         self.packages = self.path / "packages"
@@ -54,6 +56,11 @@ class RunDir:
 
     def requester_socket(self, requester: str) -> Path:
         return self.requesters / f"{requester}.sock"
+
+    def model_log(self, model: str) -> Path:
+        """Where a model's output goes. A model's name may hold characters that a file's must not."""
+        name = "".join(character if character.isalnum() or character in "-_." else "_" for character in model)
+        return self.model_logs / f"{name.lstrip('.') or '_'}.log"
 
     def worker_file(self, worker: str) -> Path:
         return self.workers / f"{worker}.json"

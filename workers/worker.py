@@ -53,7 +53,8 @@ _COMM_NBYTES = 15
 
 def enter(spawn: Spawn, settings: Settings) -> None:
     """First thing in the new process: a session of its own, output to the model's log, and a file that tells of it."""
-    os.setsid()
+    if os.getsid(0) != os.getpid():
+        os.setsid()
     keep_freed_memory()
     run_dir = RunDir(settings.run_dir)
     log = os.open(

@@ -94,7 +94,6 @@ def _end_with_launcher(launcher: int) -> None:
     def end(_number: int, _frame: object) -> None:
         os.killpg(0, signal.SIGKILL)
 
-    os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, end)
     process.stop_with_parent()
     if os.getppid() != launcher:

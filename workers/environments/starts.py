@@ -22,7 +22,6 @@ from conch.channels import BadMessage, ChannelClosed
 from conch.channels.seqpacket import MessageTooLong, SeqpacketChannel
 from conch.messages import Fault, Preparing, Spawn, Spawned, SpawnFailed
 from conch.run_dir import RunDir
-from workers import worker_file
 from workers.environments import activation, stamps
 from workers.environments.choice import PARAMETER, Wanted, choose
 from workers.environments.failures import telling, without_places
@@ -188,7 +187,7 @@ class Starts:
         command = module_command("workers.environments.prepare", str(os.getpid()), text)
         answer, theirs = os.pipe()
         try:
-            pid = _run(command, dict(os.environ), theirs, worker_file.model_log(self._run_dir, spawn.model))
+            pid = _run(command, dict(os.environ), theirs, self._run_dir.model_log(spawn.model))
         except OSError as error:
             os.close(answer)
             self._fail(spawn, error.strerror)
@@ -232,7 +231,7 @@ class Starts:
     def _start(self, spawn: Spawn, prepared: Prepared) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         channel: SeqpacketChannel[Spawn, Spawned | SpawnFailed] = SeqpacketChannel(ours, Spawned | SpawnFailed)
-        log = worker_file.model_log(self._run_dir, spawn.model)
+        log = self._run_dir.model_log(spawn.model)
         try:
             packages = self._own_packages()
             entry = os.path.join(packages, "workers", "environments", "entry.py")
@@ -286,7 +285,7 @@ class Starts:
     def _last_words(self, starting: _Starting) -> str:
         with (
             contextlib.suppress(OSError),
-            open(worker_file.model_log(self._run_dir, starting.spawn.model), "rb") as log,
+            open(self._run_dir.model_log(starting.spawn.model), "rb") as log,
         ):
             size = log.seek(0, os.SEEK_END)
             log.seek(max(starting.log_offset, size - _LOG_TAIL_NBYTES))
@@ -301,9 +300,8 @@ class Starts:
 
     def _end(self, pending: _Preparing | _Starting) -> None:
         """Whatever still runs of it is killed. The launcher reaps it, as all children that nobody waits for."""
-        os.kill(pending.pid, signal.SIGKILL)  # not reaped, so that nobody else can have its pid
-        with contextlib.suppress(ProcessLookupError):  # unless it has not come as far as to have a group of its own
-            os.killpg(pending.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pending.pid, signal.SIGKILL)  # nobody else can have that number: its leader is not reaped
         self._put_away(pending)
 
     def _put_away(self, pending: _Preparing | _Starting) -> None:
@@ -318,8 +316,8 @@ class Starts:
 
 
 def _run(command: list[str], variables: dict[str, str], descriptor: int, log: Path) -> int:
-    """Starts a program, which prints to ``log`` and has ``descriptor`` as its third. Not a ``Popen``: that would take
-    its status, which is for whoever watches it."""
+    """Starts a program in a session of its own, which prints to ``log`` and has ``descriptor`` as its third. Not a
+    ``Popen``: that would take its status, which is for whoever watches it."""
     return os.posix_spawn(
         command[0],
         command,
@@ -330,5 +328,6 @@ def _run(command: list[str], variables: dict[str, str], descriptor: int, log: Pa
             (os.POSIX_SPAWN_OPEN, 1, str(log), _OPEN_LOG, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
+        setsid=True,
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
     )

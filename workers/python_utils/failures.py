@@ -1,6 +1,6 @@
 """Errors of Python models: what they raise, and what they answer a request with."""
 
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar
 
 from conch.errors import (
     AlreadyExists,
@@ -89,17 +89,3 @@ def triton_error(error: ConchError) -> TritonError:
     return TritonError(
         error.message, TritonError.INVALID_ARG if isinstance(error, ClientError) else TritonError.INTERNAL
     )
-
-
-def not_there_yet(feature: str) -> NoReturn:
-    """For what Triton has and Conch will have."""
-    raise TritonModelException(f"{feature} is not supported yet")
-
-
-class Absent:
-    """Base of classes whose use comes later: they can be named, not made."""
-
-    _feature = ""
-
-    def __init__(self, *_arguments: Any, **_options: Any) -> None:
-        not_there_yet(self._feature)

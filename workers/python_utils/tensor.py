@@ -116,13 +116,18 @@ class Tensor:
 
     def _as_input(self) -> TensorInput:
         """What another model is asked with: nothing is copied here that can be lent."""
+        lent = self._lent
+        if lent is not None:
+            return TensorInput(self._name, self._datatype, self._shape, b"", lent=lent)
         data: bytes | memoryview
-        if self._lent is not None:
-            return TensorInput(self._name, self._datatype, self._shape, b"", lent=self._lent)
-        if self._source is not None:
-            # of memory that cannot be lent nobody knows how long it stays
-            COPIES.request += len(self._source)
-            return TensorInput(self._name, self._datatype, self._shape, bytes(self._source))
+        with _materialising:  # an input's bytes go away with the final response, which may be sent right now
+            source = self._source
+            if source is not None:
+                # of memory that cannot be lent nobody knows how long it stays
+                data = bytes(source)
+                if data is not source:
+                    COPIES.request += len(data)
+                return TensorInput(self._name, self._datatype, self._shape, data)
         array = self._array
         assert array is not None
         if self._datatype != "BYTES":

@@ -49,6 +49,33 @@ class TritonPythonModel:
         self.metric.increment(100)
 """
 
+#: answers what another model answers to the same tensor, without looking at it
+ASKS = """
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        child = pb_utils.InferenceRequest(
+            model_name="passes", requested_output_names=["OUTPUT0"], inputs=request.inputs()
+        )
+        return pb_utils.InferenceResponse(child.exec().output_tensors())
+"""
+
+#: the same with a tensor of its own
+DOUBLES = ASKS.replace("request.inputs()", '[pb_utils.Tensor("INPUT0", request.inputs()[0].as_numpy() * 2)]')
+
+#: answers its input as its output, without looking at it
+PASSES = """
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request.inputs()[0]) for request in requests]
+
+    def answer(self, tensor):
+        tensor._name = "OUTPUT0"  # every public way to rename a tensor makes an array of it
+        return pb_utils.InferenceResponse([tensor])
+"""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, make_run_dir: Callable[[], Path]) -> Iterator[Server]:
@@ -221,3 +248,30 @@ def test_a_new_broker_is_told_by_the_workers(serve: Serve, tmp_path: Path) -> No
     os.kill(server.program_pid("broker"), signal.SIGKILL)
     assert tell(server, "one", "1 + 1") == "2"
     assert scrape_until(server, lambda found: ("made",) in found)["made",] == 7
+
+
+def copies(server: Server) -> dict[tuple[str, str], float]:
+    """Bytes that were copied, by model and purpose."""
+    found = re.findall(r'conch_copied_bytes_total{model="(\w+)",purpose="(\w+)",version="1"} (\d+)', page(server))
+    return {(model, purpose): int(nbytes) for model, purpose, nbytes in found}
+
+
+def test_tensors_that_pass_through_models_are_copied_once_by_each(serve: Serve, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    for name, code in (("passes", PASSES), ("asks", ASKS), ("doubles", DOUBLES)):
+        write_model(repository, name, code)
+    server = serve(repository)
+    values = np.arange(1 << 20, dtype=np.int32)
+    with tritonclient.http.InferenceServerClient(server.url) as client:
+        tensor = tritonclient.http.InferInput("INPUT0", values.shape, "INT32")
+        tensor.set_data_from_numpy(values)
+        assert np.array_equal(client.infer("asks", [tensor]).as_numpy("OUTPUT0"), values)
+        assert copies(server) == {("passes", "output"): values.nbytes, ("asks", "output"): values.nbytes}
+        assert np.array_equal(client.infer("doubles", [tensor]).as_numpy("OUTPUT0"), values * 2)
+    assert copies(server) == {
+        ("passes", "output"): 2 * values.nbytes,
+        ("asks", "output"): values.nbytes,
+        ("doubles", "as_numpy"): values.nbytes,
+        ("doubles", "request"): values.nbytes,
+        ("doubles", "output"): values.nbytes,
+    }

@@ -59,7 +59,7 @@ class LiveProcess:
 
     def _output_tail(self) -> str:
         try:
-            with open(worker_file.model_log(self.run_dir, self.file.model), "rb") as log:
+            with open(self.run_dir.model_log(self.file.model), "rb") as log:
                 size = log.seek(0, os.SEEK_END)
                 offset = self.file.log_offset if self.file.log_offset <= size else 0
                 log.seek(max(offset, size - OUTPUT_TAIL_NBYTES))

@@ -7,6 +7,7 @@ threads may answer requests too (``workers.replies``): one lock guards what all 
 
 import atexit
 import contextlib
+import faulthandler
 import logging
 import os
 import select
@@ -29,7 +30,7 @@ from conch.run_dir import RunDir
 from conch.settings import Settings
 from shm.arena import Arena
 from shm.leases import LeasedArena
-from workers import worker_file
+from workers import debugging, worker_file
 from workers.asking import Asker
 from workers.backends.base import Backend, Instance, LoadError, backend_class
 from workers.batch import BatchRunner
@@ -43,6 +44,8 @@ from workers.shared_state import SharedState
 logger = logging.getLogger("conch.workers.worker")
 
 _FLUSH_S = 3.0
+#: how long a model's ``finalize`` may take
+FINALIZE_S = 30.0
 #: a connection can be reported before the socket takes messages for it
 _RETRY_S = 0.002
 #: between looks for memory that an idle worker can give back
@@ -57,9 +60,7 @@ def enter(spawn: Spawn, settings: Settings) -> None:
         os.setsid()
     keep_freed_memory()
     run_dir = RunDir(settings.run_dir)
-    log = os.open(
-        worker_file.model_log(run_dir, spawn.model), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-    )
+    log = os.open(run_dir.model_log(spawn.model), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     log_offset = os.fstat(log).st_size
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -95,7 +96,7 @@ class Worker:
     def __init__(self, spawn: Spawn, settings: Settings) -> None:
         run_dir = RunDir(settings.run_dir)
         self._spawn = spawn
-        self._backend_directory = settings.backend_directory
+        self._settings = settings
         self._shared = SharedState(spawn.config_hash, "completing" if spawn.complete else "loading")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = Control(self._context, spawn, run_dir, self._shared)
@@ -133,10 +134,19 @@ class Worker:
                 backend, config = loaded
                 self._serve(backend, config)
                 self._shared.become("draining")
-                backend.finalize()
+                self._finalize(backend)
             return 0
         finally:
             self._close()
+
+    def _finalize(self, backend: Backend) -> None:
+        """A model that hangs in there must not keep its memory for ever, nor the model from being unloaded."""
+        timer = threading.Timer(FINALIZE_S, _abandon_finalize, [self._spawn.instance_name])
+        timer.daemon = True
+        if backend.stops is None:
+            timer.start()
+        backend.finalize()
+        timer.cancel()
 
     def _load_fault(self, error: Exception) -> Fault:
         if isinstance(error, ConchError):
@@ -164,7 +174,8 @@ class Worker:
         spawn = self._spawn
         config = decode_config(spawn.config)
         name = "python" if spawn.backend_dir else config.backend
-        backend = backend_class(name, spawn.model, self._backend_directory)(_instance(spawn))
+        backend = backend_class(name, spawn.model, self._settings.backend_directory)(_instance(spawn))
+        backend.stops = debugging.prepare(spawn, self._settings)
         if spawn.complete:
             config_json = backend.complete_config()
             configured = self._configured(Completed(spawn.worker, config_json, backend.completes_apart))
@@ -279,6 +290,14 @@ class Worker:
             else:
                 with self._lock:
                     self._connections.read_ready(descriptor)
+
+
+def _abandon_finalize(instance_name: str) -> None:
+    logger.error(
+        "finalize of '%s' has not returned in %.0f s, its process ends. It was here:", instance_name, FINALIZE_S
+    )
+    faulthandler.dump_traceback()
+    os._exit(1)
 
 
 def _instance(spawn: Spawn, config: str | None = None) -> Instance:

@@ -1,4 +1,4 @@
-"""What a worker leaves in the run directory: the file that a later launcher adopts it by, and its model's log."""
+"""What a worker leaves in the run directory: the file that a later launcher adopts it by."""
 
 import os
 from pathlib import Path
@@ -65,9 +65,3 @@ def start_time(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(stat[stat.rindex(b")") + 2 :].split()[_START_TIME_FIELD])
-
-
-def model_log(run_dir: RunDir, model: str) -> Path:
-    """Where a model's output goes. A model's name may hold characters that a file's must not."""
-    name = "".join(character if character.isalnum() or character in "-_." else "_" for character in model)
-    return run_dir.model_logs / f"{name.lstrip('.') or '_'}.log"

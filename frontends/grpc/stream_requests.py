@@ -16,11 +16,13 @@ from frontends.requesting import AskedLike
 class StreamRequest:
     """``nbytes`` is what it holds of the frontend's memory."""
 
-    __slots__ = ("asked", "classes", "message", "model", "nbytes")
+    __slots__ = ("asked", "classes", "message", "model", "nbytes", "waiting")
 
     def __init__(self, message: Any, nbytes: int) -> None:
         self.message = message
         self.nbytes = nbytes
+        #: responses that the client has not taken
+        self.waiting = 0
         #: None before it is asked, and after its last answer
         self.asked: AskedLike | None = None
         self.model: ReadyModel

@@ -18,7 +18,7 @@ from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failur
 from frontends.grpc.exchange import Failure, Payload, Replies, Reply
 from frontends.grpc.inference import Wanted
 from frontends.grpc.stream_requests import OrderedRequest, StreamRequest
-from frontends.requesting import RequesterLike
+from frontends.requesting import MAX_WAITING, RequesterLike, flooded
 
 #: requests of one stream that have been read and have not had their last answer, and bytes of these requests, or of
 #: answers that wait for their turn; the stream is not read beyond
@@ -169,6 +169,11 @@ class InferStream:
 
     def _responded(self, request: StreamRequest, outcome: Outcome | bytes | None, final: bool) -> None:
         """``bytes`` for a message that is ready to be written."""
+        request.waiting += 1
+        if request.waiting > MAX_WAITING and not final:
+            if request.asked is not None:
+                request.asked.cancel()
+            outcome, final = flooded(), True
         if final:
             request.asked = None
         self._responses.append((request, outcome, final))
@@ -199,6 +204,7 @@ class InferStream:
                 return
             if responses:
                 request, outcome, final = responses.popleft()
+                request.waiting -= 1
                 if final:
                     self._open.discard(request)
                     self._taken_nbytes += request.nbytes

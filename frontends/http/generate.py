@@ -14,7 +14,7 @@ from frontends.http.exchange import JSON_TYPE, Pending, Reply, Request, Streamin
 from frontends.http.generate_request import decode
 from frontends.http.routes import Match
 from frontends.http.tensor_json import dumps, from_wire
-from frontends.requesting import AskedLike, RequesterLike
+from frontends.requesting import MAX_WAITING, AskedLike, RequesterLike, flooded
 
 _NOT_ONE: Final = (
     "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
@@ -109,6 +109,9 @@ class _EventStream(Streaming):
 
     def responded(self, outcome: Outcome | None, final: bool) -> None:
         if self._paused:
+            if len(self._waiting) == MAX_WAITING and not final:
+                self.asked.cancel()
+                outcome, final = flooded(), True
             self._waiting.append((outcome, final))
         else:
             self._write(outcome, final)

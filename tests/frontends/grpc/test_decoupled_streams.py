@@ -10,6 +10,8 @@ import pytest
 import tritonclient.grpc as triton
 
 from conch.errors import ConchError, NotFound, NotReady
+from frontends.grpc.streams import MAX_OUTSTANDING
+from frontends.requesting import MAX_WAITING
 from tests.frontends.grpc.support import Frontend, pb, set_all, simple_request, typed_request
 from tests.frontends.grpc.test_streams import OpenStream, held_request
 from tests.frontends.http.support import WINDOW, StubStream
@@ -236,10 +238,64 @@ def test_cancelling_a_stream_gives_everything_back(frontend: Frontend) -> None:
 
 def test_requests_whose_responses_are_not_read_are_not_many(frontend: Frontend) -> None:
     """A request counts until its last response is taken."""
-    sent = 3000
-    requests = [decoupled_request(str(i), "count", 1) for i in range(sent)]
-    answers = frontend.stream(requests)
-    assert [answer.infer_response.id for answer in answers] == [str(i) for i in range(sent)]
+    requests, nbytes = 1500, 100_000
+    requester = frontend.requester
+    with frontend.connect() as channel, frontend.connect() as other_channel:
+        talk, other = Talk(frontend, channel), Talk(frontend, other_channel)
+        known = len(requester.streams)
+        talk.stream.send(*(decoupled_request("slow") for _ in range(requests)))
+        talk.end()
+
+        def open_streams(id: str) -> list[StubStream]:
+            return [stream for stream in requester.streams[known:] if stream.open and stream.client_id == id]
+
+        def respond_to_all() -> int:
+            slow = open_streams("slow")
+            for stream in slow:
+                stream.respond(1, True, nbytes)
+            return len(slow)
+
+        # the client, its windows and the transports take some
+        responded = before = 0
+        while responded == 0 or responded != before:
+            before = responded
+            for _ in range(10):
+                other.stream.send(decoupled_request("quick"))
+                frontend.until(lambda: bool(open_streams("quick")))
+                other.respond(open_streams("quick")[0], (5, True))
+                other.answer()
+                responded += frontend.do(respond_to_all)
+        assert MAX_OUTSTANDING <= responded < requests
+        for _ in range(requests):
+            talk.answer()
+            responded += frontend.do(respond_to_all)
+        assert responded == requests
+        assert talk.status() == ("OK", "")
+        other.end()
+
+
+def test_errors_that_nobody_reads(frontend: Frontend) -> None:
+    """No window holds them back, so the request ends, and the others go on."""
+    with frontend.connect() as channel:
+        talk = Talk(frontend, channel)
+        stream, other = talk.send(decoupled_request("a"), decoupled_request("b"))
+
+        def fail() -> int:
+            errors = 0
+            while stream.open:
+                stream.respond(NotFound("gone"))
+                errors += 1
+            return errors
+
+        assert frontend.do(fail) == MAX_WAITING + 1
+        assert [talk.answer() for _ in range(MAX_WAITING)] == [without_outputs("a", False, "gone")] * MAX_WAITING
+        last = talk.answer()
+        assert "faster than the client reads" in last.error_message
+        assert last.infer_response.parameters["triton_final_response"].bool_param
+        talk.respond(other, (1, True))
+        talk.end()
+        assert talk.answer() == response("b", 1, True)
+        assert talk.status() == ("OK", "")
 
 
 def test_the_client_library(frontend: Frontend) -> None:

@@ -102,6 +102,7 @@ class StubStream:
         self._model = model
         self._call = call
         self._on_response: Callable[[Outcome | None, bool], None] | None = on_response
+        self.client_id = call.client_id
         self.value = int.from_bytes(call.inputs[0].data, "little")
         self.unread = 0
         self.sent = 0

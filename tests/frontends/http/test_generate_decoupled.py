@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conch.errors import ConchError, NotFound, NotReady
+from frontends.requesting import MAX_WAITING
 from tests.frontends.http.support import WINDOW, Frontend, StubStream
 from tests.frontends.http.wire import wait_until
 
@@ -141,6 +142,28 @@ def test_a_client_that_does_not_read(frontend: Frontend) -> None:
             frontend.do(fill)
     assert stream.sent == 1000 and not stream.unread
     assert received > 900  # a mark may lie between two chunks
+
+
+def test_errors_that_nobody_reads(frontend: Frontend) -> None:
+    """No window holds them back, so the request ends."""
+    connection, stream, fill = slow_reader(frontend, 40_000)
+    with connection:
+        frontend.do(fill)
+
+        def fail() -> int:
+            errors = 0
+            while stream.open:
+                stream.respond(NotFound("gone"))
+                errors += 1
+            return errors
+
+        assert 0 < frontend.do(fail) <= MAX_WAITING + 1
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received = received[-1000:] + connection.recv(1 << 20)
+    assert b'data: {"error":"gone"}' in received
+    assert b"faster than the client reads" in received
+    assert not stream.unread
 
 
 def test_a_client_that_goes(frontend: Frontend) -> None:

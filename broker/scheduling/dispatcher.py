@@ -142,15 +142,7 @@ class Dispatcher:
 
     def _adopt(self, worker: WorkerSlot, running: Running, now: float) -> None:
         missing = self._recovery.found(running)
-        job = Job(running.requester, None, running.id, running.attempt, now)
-        job.state = RUNNING
-        job.worker = worker
-        if running.batch:
-            worker.batches.setdefault((running.epoch, running.batch), []).append(job)
-        else:
-            worker.open[running.requester, running.id, running.attempt] = job
-        worker.model.running += 1
-        worker.alone |= running.attempt > 1 and running.batch > 0
+        job = worker.adopt(running, now)
         jobs = self._requesters.jobs.setdefault(running.requester, {})
         if running.id in jobs:
             logger.error("worker %s runs a request that is already known", worker.name)
@@ -194,17 +186,11 @@ class Dispatcher:
         slot = self._workers.pop(worker, None)
         retrying = cut = False
         if slot is not None:
-            slot.ready = False
-            slot.leave()
-            slot.model.workers.pop(worker, None)
+            jobs = slot.end()
             self._paused.discard(slot)
             self._dirty[slot.model] = None
-            jobs = list(slot.jobs())
             retrying = any(job.attempt > 1 for job in jobs)
             cut = memory_fault and any(job.uses_client_memory for job in jobs)
-            slot.model.running -= len(jobs)
-            slot.batches.clear()
-            slot.open.clear()
             if retrying and len(jobs) == 1 and not jobs[0].cancelled:
                 slot.model.statistics.fail(BACKEND, jobs[0].enqueued, now)
             self._requesters.lose(worker, jobs, len(jobs) == 1, cause)

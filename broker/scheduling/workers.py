@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Iterator
 from math import inf
 
-from broker.scheduling.job import QUEUED, Job
+from broker.scheduling.job import QUEUED, RUNNING, Job
 from broker.scheduling.queues import MAX_QUEUED, ModelQueue
 from broker.statistics import StatisticsKeeper
-from conch.messages import Fault
+from conch.messages import Fault, Running
 from conch.model_config import ModelConfig
 
 #: weight of the newest execution in the running mean
@@ -61,6 +61,30 @@ class WorkerSlot:
     @property
     def holds_nothing(self) -> bool:
         return not self.batches and not self.open
+
+    def adopt(self, running: Running, now: float) -> Job:
+        """It says that it has held this since before a broker's restart."""
+        job = Job(running.requester, None, running.id, running.attempt, now)
+        job.state = RUNNING
+        job.worker = self
+        if running.batch:
+            self.batches.setdefault((running.epoch, running.batch), []).append(job)
+            self.alone |= running.attempt > 1
+        else:
+            self.open[running.requester, running.id, running.attempt] = job
+        self.model.running += 1
+        return job
+
+    def end(self) -> list[Job]:
+        """It is dead. Returns what it held."""
+        jobs = list(self.jobs())
+        self.ready = False
+        self.leave()
+        self.model.workers.pop(self.name, None)
+        self.model.running -= len(jobs)
+        self.batches.clear()
+        self.open.clear()
+        return jobs
 
     def leave(self) -> None:
         if self.place is not None:

@@ -7,7 +7,7 @@ import pytest
 from broker.instructions import ToData, ToPeer
 from broker.scheduling.cycles import LOOK_S, MAX_DEPTH
 from broker.scheduling.dispatcher import Dispatcher
-from conch.messages import Batch, Done, Rejected, Request
+from conch.messages import Awaited, Batch, Done, Fault, Rejected, Request, Running
 from conch.messages.requests import Parent
 from conch.model_config import DynamicBatching, ModelConfig
 
@@ -208,3 +208,42 @@ def test_depth() -> None:
     nest.ask("a0", 2, "a", ("gone", 1), MAX_DEPTH + 1)
     assert list(nest.rejected) == [("a0", 2)]
     assert len(nest.batches["a0"]) == 1
+
+
+def test_after_a_restart_requesters_say_who_asked() -> None:
+    """The client's request runs on ``a``, which asked ``b``, which asks ``a``: the broker has seen only the last."""
+    nest = Nest(a=1, b=1)
+    for worker in ("a0", "b0"):
+        nest.dispatcher.worker_lost(worker, Fault("WorkerDied", ""), nest.now)
+        nest.dispatcher.worker_expected(worker)
+    assert nest.dispatcher.worker_hello("a0", "a", 1, (Running(CLIENT, 1, 1, 4, 1),), nest.now)
+    nest.dispatcher.requester_hello(CLIENT, (Awaited(1, 1, "a", 1),))
+    nest.dispatcher.requester_hello("a0", (Awaited(1, 1, "b", 1, Parent(CLIENT, 1)),))
+    assert nest.dispatcher.worker_hello("b0", "b", 1, (Running("a0", 1, 1, 4, 2),), nest.now)
+    for worker in ("a0", "b0"):
+        nest.dispatcher.worker_ready(worker, worker[0], 1)
+    nest.ask("b0", 1, "a", ("a0", 1), 2)
+    nest.look(2)
+    assert list(nest.rejected) == [("b0", 1)]
+
+
+def test_a_client_that_has_gone_still_holds_what_it_asked_for() -> None:
+    nest = Nest(a=1)
+    nest.submit(1, "a")
+    nest.dispatcher.requester_gone(CLIENT)
+    nest.ask("a0", 1, "a", (CLIENT, 1))
+    nest.look(2)
+    assert list(nest.rejected) == [("a0", 1)]
+
+
+def test_brothers_go_together() -> None:
+    nest = Nest(a=1)
+    nest.submit(1, "a")
+    for id in (1, 2, 3):
+        nest.ask("a0", id, "a", (CLIENT, 1))
+    nest.look(1)
+    nest.ask("a0", 4, "a", (CLIENT, 1))
+    nest.look(1)
+    assert list(nest.rejected) == [("a0", 1), ("a0", 2), ("a0", 3)]
+    nest.look(1)
+    assert list(nest.rejected)[3:] == [("a0", 4)]

@@ -42,7 +42,7 @@ class InferenceCall(msgspec.Struct):
     understands itself (``priority``, ``timeout``, ``sequence_*`` …). ``timeout_us`` is the client's queue time-out.
     ``deadline`` (seconds of ``time.monotonic``) is when nobody will read the answer any more. ``targets`` maps outputs
     to the clients' memory that they are to be written to. ``parent`` is the request that this one is sent for, where a
-    model asks another one, and ``depth`` how many there are above it.
+    model asks another one, and ``depth`` how many there are above it. ``trace``: its OpenTelemetry context as JSON.
     """
 
     inputs: list[TensorInput]
@@ -56,6 +56,7 @@ class InferenceCall(msgspec.Struct):
     targets: dict[str, RegionWindow] = {}
     parent: Parent | None = None
     depth: int = 0
+    trace: str = ""
 
 
 class OutputTensor(msgspec.Struct, frozen=True, gc=False):

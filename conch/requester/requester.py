@@ -303,6 +303,7 @@ class Requester:
             call.sequence,
             call.parent,
             call.depth,
+            call.trace,
             targets=output_targets(call.targets) if call.targets else (),
         )
         repeatable = model.idempotent and not (call.targets and self._region_memory.overwrites_inputs(call))

@@ -77,6 +77,7 @@ class TritonPythonModel:
                 "timeout": request.timeout(),
                 "parameters": request.parameters(),
                 "outputs": ",".join(request.requested_output_names()),
+                "trace": request.trace().get_context() or "",
             }
             responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("OUT", array * 2)], parameters=about))
         return responses

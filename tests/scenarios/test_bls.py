@@ -34,7 +34,14 @@ def bls_server(tmp_path_factory: pytest.TempPathFactory, make_run_dir: Callable[
         more = f'parameters {{ key: "next" value {{ string_value: "{following}" }} }}'
         bls_models.write(repository, name, bls_models.PASS_ON, more=more)
     bls_models.write(repository, "absent", bls_models.DOUBLE)
-    names = ("script", "double", "count", "error", "first", "second", "third", "circle")
+    impatient = """
+        max_batch_size: 1
+        dynamic_batching {
+            default_queue_policy { allow_timeout_override: true default_timeout_microseconds: 10000000 }
+        }
+    """
+    bls_models.write(repository, "impatient", bls_models.DOUBLE, more=impatient)
+    names = ("script", "double", "count", "error", "first", "second", "third", "circle", "impatient")
     flags = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in names)]
     with serving([repository], make_run_dir(), *flags) as server:
         yield server
@@ -68,14 +75,14 @@ def test_what_is_asked_arrives(run: Run) -> None:
         response = ask(
             "double", request_id="me", correlation_id=7, flags=3, timeout=5_000_000,
             parameters={"a": 1, "b": True, "c": "x", "d": 1.5}, model_version=1,
-            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_GPU, 0),
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_GPU, 0), trace=request.trace(),
         )
         result = json.loads(response.parameters())
         """
     )
     parameters = json.loads(about.pop("parameters"))
     assert parameters == {"a": 1, "b": True, "c": "x", "d": 1.5}
-    assert about == {"id": "me", "correlation_id": 7, "flags": 3, "timeout": 5_000_000, "outputs": "OUT"}
+    assert about == {"id": "me", "correlation_id": 7, "flags": 3, "timeout": 5_000_000, "outputs": "OUT", "trace": ""}
 
 
 def test_arguments_by_position(run: Run) -> None:
@@ -173,8 +180,18 @@ def test_a_wrong_request_is_answered_with_an_error(run: Run, request_text: str, 
 
 
 def test_a_queue_timeout(run: Run) -> None:
-    """Both instances of the callee are busy; its queue policy is the default one, which refuses no request."""
-    assert run("result = shown(ask('double', timeout=1, parameters={'ms': 1}))") == [[2, 4, 6]]
+    first, second = run(
+        """
+        async def main():
+            tensor = pb_utils.Tensor("IN", np.ones((1, 1), np.int32))
+            first = request_to("impatient", tensor, parameters={"ms": 500}).async_exec()
+            second = request_to("impatient", tensor, timeout=50_000).async_exec()
+            return [shown(each) for each in await asyncio.gather(first, second)]
+        result = asyncio.run(main())
+        """
+    )
+    assert first == [[[2]]]
+    assert second[0] == 4 and "timeout" in second[1].lower()
 
 
 # ---------------------------------------------------------------------------------------------------- async_exec

@@ -115,14 +115,15 @@ def number(response: Any) -> int:
 
 def test_what_is_asked(asker: FakeAsker) -> None:
     asker.answers = [(asker.result(4), True)]
-    made = request(request_id="me", correlation_id="s", flags=2, timeout=7, parameters={"a": 1}, model_version=3)
+    trace = pb_utils.InferenceTrace('{"t":1}')
+    made = request(request_id="me", correlation_id="s", flags=2, timeout=7, parameters={"a": 1}, trace=trace)
     response = made.exec()
     assert number(response) == 4 and response.parameters() == '{"n":4}'  # type: ignore[union-attr]
     call = asker.asked[0].call
     assert (call.client_id, call.timeout_us, call.parameters, call.outputs) == ("me", 7, {"a": 1}, ("OUT",))
     assert call.sequence is not None
     assert (call.sequence.id, call.sequence.start, call.sequence.end) == ("s", False, True)
-    assert (call.parent, call.depth) == (None, 0)
+    assert (call.parent, call.depth, call.trace) == (None, 0, '{"t":1}')
     assert asker.released == [4]
 
 

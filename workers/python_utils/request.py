@@ -215,6 +215,7 @@ class InferenceRequest:
             self._parameters,
             timeout_us=self._timeout_us,
             sequence=sequence,
+            trace=self.trace().get_context() or "",
         )
         return bls.Question(self._model_name, self._model_version, call)
 

@@ -1,7 +1,7 @@
 """What a worker needs beside the model's own packages: taken from the environment, or laid behind it.
 
-One folder per interpreter ABI, made once. It comes last in ``sys.path``, so that whatever the environment has itself is
-what the model and the worker both use.
+One folder for each interpreter ABI, made once; NumPy, which most environments have, lies apart. They come last in
+``sys.path``, so that whatever the environment has itself is what the model and the worker both use.
 """
 
 import hashlib
@@ -18,9 +18,12 @@ from workers.environments.interpreters import OLDEST, Interpreter
 #: module -> package, and the oldest version that works
 MODULES: Final = {"zmq": "pyzmq", "msgspec": "msgspec", "posix_ipc": "posix_ipc", "numpy": "numpy"}
 OLDEST_VERSIONS: Final = {"pyzmq": (24, 0), "msgspec": (0, 18), "posix_ipc": (1, 0), "numpy": (1, 22)}
-REQUIREMENTS: Final = tuple(
-    f"{package}>={'.'.join(str(number) for number in oldest)}" for package, oldest in OLDEST_VERSIONS.items()
-)
+_FOLDERS: Final = (("pyzmq", "msgspec", "posix_ipc"), ("numpy",))
+
+
+def requirement(package: str) -> str:
+    """As pip is told."""
+    return f"{package}>={'.'.join(str(number) for number in OLDEST_VERSIONS[package])}"
 
 
 def check(interpreter: Interpreter) -> tuple[str, ...]:
@@ -34,10 +37,9 @@ def check(interpreter: Interpreter) -> tuple[str, ...]:
     for package, version in interpreter.found.items():
         oldest = OLDEST_VERSIONS[package]
         if version and _numbers(version) < oldest:
-            wanted = next(text for text in REQUIREMENTS if text.startswith(package))
             raise EnvironmentFailed(
-                f"its {package} {version} is too old for workers; change that to {wanted}, or remove it where the "
-                "model does not need it"
+                f"its {package} {version} is too old for workers; change that to {requirement(package)}, or remove it "
+                "where the model does not need it"
             )
     return tuple(package for package in OLDEST_VERSIONS if package not in interpreter.found)
 
@@ -46,22 +48,26 @@ def behind(python: Path, folder: Path, interpreter: Interpreter, cache: Cache) -
     """The folders that are to come last in ``sys.path`` of the environment in ``folder``; none where nothing is
     missing. Raises ``EnvironmentFailed``."""
     missing = check(interpreter)
-    if not missing:
-        return ()
-    digest = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()[:16]
-    key = re.sub(r"[^\w.-]", "_", f"overlay-{interpreter.abi}-{interpreter.platform}-{digest}")
+    needed = [packages for packages in _FOLDERS if not set(missing).isdisjoint(packages)]
+    found = []
+    for packages in needed:
+        requirements = [requirement(package) for package in packages]
 
-    def make(content: Path) -> None:
-        command = [*interpreters.pip(python, interpreter.pip), "install", "--target", str(content), *REQUIREMENTS]
-        status, printed = interpreters.run(command, folder, content)
-        if status != 0:
-            raise EnvironmentFailed(
-                f"it lacks {', '.join(missing)}, which workers need, and pip cannot get them for {interpreter.name}:\n"
-                f"{telling(printed)}\n"
-                f"install them into the environment: pip install {shlex.join(REQUIREMENTS)}"
-            )
+        def make(content: Path, requirements: list[str] = requirements) -> None:
+            command = [*interpreters.pip(python, interpreter.pip), "install", "--target", str(content), *requirements]
+            status, printed = interpreters.run(command, folder, content)
+            if status != 0:
+                wanted = shlex.join(requirement(package) for package in missing)
+                raise EnvironmentFailed(
+                    f"it lacks {', '.join(missing)}, which workers need, and pip cannot get them for "
+                    f"{interpreter.name}:\n{telling(printed)}\n"
+                    f"install them into the environment: pip install {wanted}"
+                )
 
-    return (str(cache.made(key, make)),)
+        digest = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:16]
+        key = re.sub(r"[^\w.-]", "_", f"overlay-{interpreter.abi}-{interpreter.platform}-{digest}")
+        found.append(str(cache.made(key, make)))
+    return tuple(found)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

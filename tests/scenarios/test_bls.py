@@ -147,9 +147,10 @@ def test_a_callee_that_answers_with_an_error(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "absent"])
 def test_a_model_that_is_not_ready(run: Run, name: str) -> None:
-    expected = [4, f"Failed for execute the inference request. Model '{name}' is not ready."]
-    assert run(f"result = shown(ask('{name}'))") == expected
-    assert run(f"result = [shown(each) for each in ask('{name}', decoupled=True)]") == [expected]
+    code, text = run(f"result = shown(ask('{name}'))")
+    assert code == 4 and text.startswith(f"Failed for execute the inference request. Model '{name}' is not ready.")
+    assert f"Error when running inference: Request for unknown model: '{name}'" in text
+    assert run(f"result = [shown(each) for each in ask('{name}', decoupled=True)]") == [[code, text]]
 
 
 def test_a_version_that_is_not_there(run: Run) -> None:
@@ -191,7 +192,7 @@ def test_a_queue_timeout(run: Run) -> None:
         """
     )
     assert first == [[[2]]]
-    assert second[0] == 4 and "timeout" in second[1].lower()
+    assert second[0] == 4 and "Request timeout expired" in second[1]
 
 
 # ---------------------------------------------------------------------------------------------------- async_exec

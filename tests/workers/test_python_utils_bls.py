@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -201,7 +202,10 @@ def test_a_model_that_has_just_become_decoupled(asker: FakeAsker) -> None:
 def test_a_model_that_is_not_there(asker: FakeAsker, decoupled: bool) -> None:
     found = request("nowhere").exec(decoupled=decoupled)
     response: Any = next(iter(found)) if isinstance(found, pb_utils.ResponseIterator) else found
-    text = "Failed for execute the inference request. Model 'nowhere' is not ready."
+    text = (
+        "Failed for execute the inference request. Model 'nowhere' is not ready. Error when running inference: "
+        "no nowhere"
+    )
     assert response.error().message() == text
     assert not asker.asked
 
@@ -223,6 +227,17 @@ def test_only_while_the_model_executes(asker: FakeAsker) -> None:
             await request().async_exec()
 
     asyncio.run(main())
+
+
+def test_a_forked_process_cannot_ask(asker: FakeAsker) -> None:
+    pid = os.fork()
+    if not pid:
+        try:
+            request().exec()
+        except TritonModelException as error:
+            os._exit(3 if "forked" in str(error) else 4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
 
 
 def test_without_a_server() -> None:

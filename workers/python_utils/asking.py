@@ -1,5 +1,6 @@
 """What a model's requests to other models need of the worker: who sends them, and for which request."""
 
+import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -44,6 +45,8 @@ class Asker(Protocol):
 
 class _State:
     asker: Asker | None = None
+    #: of the process whose thread carries the asker's requests
+    pid: int = 0
     serving: bool = False
 
 
@@ -54,6 +57,7 @@ _running: ContextVar[tuple[str, Request] | None] = ContextVar("running", default
 
 def set_asker(asker: Asker | None) -> None:
     _state.asker = asker
+    _state.pid = os.getpid()
 
 
 def set_serving(serving: bool) -> None:
@@ -86,4 +90,9 @@ def asker() -> Asker:
     """Raises ``TritonModelException``."""
     if _state.asker is None:
         raise TritonModelException("this process cannot reach other models: only a running server's workers can")
+    if os.getpid() != _state.pid:
+        raise TritonModelException(
+            "a process that a model has forked cannot reach other models: ask them from the model's own process, from "
+            "threads of it if several are to be asked at once"
+        )
     return _state.asker

@@ -101,8 +101,12 @@ def _refusal(asker: Asker, question: Question, decoupled: bool) -> ConchError | 
     name = question.model_name
     try:
         model = asker.model(name, question.version)
-    except (NotFound, NotReady):
-        return NotReady(f"Failed for execute the inference request. Model '{name}' is not ready.")
+    except (NotFound, NotReady) as error:
+        # what Triton has said at different times
+        return NotReady(
+            f"Failed for execute the inference request. Model '{name}' is not ready. Error when running inference: "
+            f"{error.message}"
+        )
     except ConchError as error:
         return error
     if model.decoupled and not decoupled:

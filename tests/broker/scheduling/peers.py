@@ -275,10 +275,10 @@ class Worker:
         requester = self.world.requesters[item.requester]
         if not requester.alive or choices.one_in(30):
             self.undelivered.append(position)
-        elif choices.one_in(8):
+        elif choices.one_in(12):
             self.again.append(position)
             self.world.runs[item.requester, item.request.id] -= 1
-        elif choices.one_in(6):
+        elif choices.one_in(3):
             self.opened.append(position)
         else:
             channel = self.world.responses[self.name, item.requester]
@@ -331,7 +331,7 @@ class Worker:
             if not self.world.requesters[item.requester].alive or choices.one_in(30):
                 undelivered = True
             else:
-                final = not choices.one_in(3)
+                final = choices.below(3) == 0
                 held = final and choices.one_in(3)
                 failed = final and choices.one_in(6)
                 response = Response(request.id, request.attempt, 1, final, inputs_held=held)

@@ -124,6 +124,22 @@ class TritonPythonModel:
                 sender.send(flags=FINAL)
 """
 
+# Dies, after one response if it is decoupled.
+DIE = """
+import os
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"]))
+
+    def execute(self, requests):
+        if self.decoupled:
+            response = pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.zeros(1, np.int32))])
+            requests[0].get_response_sender().send(response)
+        os._exit(1)
+"""
+
 ERROR = """
 class TritonPythonModel:
     def execute(self, requests):

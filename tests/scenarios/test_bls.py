@@ -145,6 +145,22 @@ def test_a_callee_that_answers_with_an_error(run: Run) -> None:
     assert run("result = [shown(each) for each in ask('error', decoupled=True)]") == [[2, "no good"]]
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_callee_that_dies(serve: Any, tmp_path: Path, decoupled: bool) -> None:
+    bls_models.write_script(tmp_path)
+    bls_models.write(tmp_path, "die", bls_models.DIE, decoupled=decoupled)
+    server = serve(tmp_path)
+    given = tritonclient.http.InferInput("CODE", [1], "BYTES")
+    code = f"result = [shown(each) for each in ask('die', decoupled={decoupled})] if {decoupled} else shown(ask('die'))"
+    given.set_data_from_numpy(np.array([code.encode()], np.object_))
+    with tritonclient.http.InferenceServerClient(server.url, network_timeout=TIMEOUT_S) as client:
+        answer = json.loads(client.infer("script", [given]).as_numpy("RESULT")[0])
+    if decoupled:
+        assert answer[0] == [[0]] and len(answer) == 2
+    code, text = answer[-1] if decoupled else answer
+    assert code == 1 and "die" in text
+
+
 @pytest.mark.parametrize("name", ["nowhere", "absent"])
 def test_a_model_that_is_not_ready(run: Run, name: str) -> None:
     code, text = run(f"result = shown(ask('{name}'))")

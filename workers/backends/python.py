@@ -5,18 +5,15 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from sys import getrefcount
 from types import CoroutineType
 from typing import Any
-
-import numpy as np
 
 from conch import tensors
 from conch.messages import Fault
 from conch.model_config import decode_config
 from workers.backends.base import RESCHEDULED, InputHold, Instance, Item, Output, ReplyClosed, Result, Timing
 from workers.backends.base import Backend as BaseBackend
+from workers.backends.python_inputs import UNKEPT, keep_when_answered, kept_inputs
 from workers.backends.python_loading import ModelCode
 from workers.backends.python_loop import ModelLoop
 from workers.backends.python_readiness import Readiness
@@ -27,7 +24,7 @@ from workers.python_utils.request import (
     InferenceRequest,
     received_request,
 )
-from workers.python_utils.response import InferenceResponse, InferenceResponseSender, keep_when_answered
+from workers.python_utils.response import InferenceResponse, InferenceResponseSender
 from workers.python_utils.tensor import Tensor, input_tensor, read_only_input_tensor
 
 logger = logging.getLogger("conch.workers.backends.python")
@@ -58,7 +55,6 @@ class Backend(BaseBackend):
         self._model: Any = None
         self._execute: Any = None
         self._loop: ModelLoop | None = None
-        self._senders = partial(InferenceResponseSender, self)
         self._iterative = False
         self.decoupled = False
         self._tensor_of = input_tensor
@@ -108,7 +104,7 @@ class Backend(BaseBackend):
     # --------------------------------------------------------------------------------------------- executing
 
     def execute(self, items: list[Item], timing: Timing) -> Sequence[Result | None]:
-        names, senders = self._output_names, self._senders
+        names, senders = self._output_names, self._sender
         requests = [received_request(item, names, senders, self._tensor_of) for item in items]
         pb_utils._set_running(items[0])
         timing.infer_start_ns = time.monotonic_ns()
@@ -125,7 +121,7 @@ class Backend(BaseBackend):
             logger.exception("execute of '%s' failed; requests: %s", self.instance.name, _named(items))
             results = self._failed(items, self._code.described(error))
         # an input's bytes are its sender's again when the batch is answered
-        for tensor in _kept(requests, _UNKEPT):
+        for tensor in kept_inputs(requests, UNKEPT):
             tensor._materialise()
         return results
 
@@ -142,6 +138,11 @@ class Backend(BaseBackend):
             self._left_open(request) if response is None else self.result(item, response)
             for item, request, response in zip(items, requests, responses, strict=True)
         ]
+
+    def _sender(self, item: Item, inputs: list[Tensor]) -> InferenceResponseSender:
+        if not self.decoupled:
+            keep_when_answered(item, inputs)
+        return InferenceResponseSender(self, item)
 
     def _call(self, requests: list[InferenceRequest]) -> Any:
         """Raises ``ExecuteError`` and whatever the model raises."""
@@ -316,42 +317,3 @@ def _check(responses: Any, requests: list[InferenceRequest]) -> None:
 
 def _fault(error: TritonError) -> Fault:
     return error._fault()
-
-
-def _kept(requests: list[InferenceRequest], unkept: Sequence[int]) -> list[Tensor]:
-    """The inputs whose arrays have not been made and that somebody beside the worker can still get at.
-
-    ``unkept``: how many references the interpreter counts, right here, to the list, a request, its list of inputs, and
-    an input, when nobody has kept them.
-    """
-    found = []
-    all_kept = getrefcount(requests) > unkept[0]
-    for request in requests:
-        request_kept = all_kept or getrefcount(request) > unkept[1]
-        inputs = request._inputs
-        request_kept = request_kept or getrefcount(inputs) > unkept[2]
-        for tensor in inputs:
-            if tensor._source is not None and (request_kept or getrefcount(tensor) > unkept[3]):
-                found.append(tensor)
-    return found
-
-
-def _count_unkept() -> list[int]:
-    """Measured, because interpreters differ in how they count a function's own variables."""
-    tensor = Tensor("sample", np.zeros(1))
-    tensor._source = memoryview(b"")
-    requests = [InferenceRequest(inputs=[tensor], requested_output_names=[], model_name="")]
-    del tensor
-    unkept = []
-    for position in range(4):
-        limits = [1000] * 4
-        limits[position] = next(count for count in range(100) if not _kept(requests, _with(limits, position, count)))
-        unkept.append(limits[position])
-    return unkept
-
-
-def _with(limits: list[int], position: int, limit: int) -> list[int]:
-    return [*limits[:position], limit, *limits[position + 1 :]]
-
-
-_UNKEPT = _count_unkept()

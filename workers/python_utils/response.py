@@ -1,7 +1,6 @@
 """``pb_utils.InferenceResponse``, and the senders that come later."""
 
 import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -73,13 +72,12 @@ class InferenceResponseSender:
 
     __slots__ = ("_answers", "_closed", "_item", "_lock", "_responses")
 
-    def __init__(self, answers: Answers, item: Item, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, answers: Answers, item: Item) -> None:
         self._answers = answers
         self._item = item
         self._lock = threading.Lock()
         self._closed = False
         self._responses = 0
-        keep_when_answered(item, inputs)
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         """Waits while the client does not read what was sent before. What is sent to a client that has gone is dropped.
@@ -127,17 +125,3 @@ class InferenceResponseSender:
                 raise TritonModelException(_CLOSED)
             self._closed = final
             self._responses += 1
-
-
-def keep_when_answered(item: Item, inputs: Sequence[Tensor]) -> None:
-    """Inputs that the model still has by the time of the request's final response become copies of its own: their
-    bytes go away then."""
-    references = [weakref.ref(tensor) for tensor in inputs]
-
-    def keep() -> None:
-        for reference in references:
-            tensor = reference()
-            if tensor is not None and tensor._source is not None:
-                tensor._materialise()
-
-    item.replies.before_final = keep

@@ -1,5 +1,6 @@
 """The private directory that holds a running server's sockets, locks, logs and small state files."""
 
+import hashlib
 import os
 import secrets
 import stat
@@ -27,7 +28,7 @@ class RunDir:
     supervisor.lock       held by supervisord; holds its pid and ports, so it tells whether a server runs here
     supervisord.pid       its pid; it removes the file in the end
     supervisor.sock       supervisord's control socket (``supervisorctl``, ``conch status``)
-    debug.sock            where ``conch debug`` attaches to the model that ``--debug`` names
+    debug-HASH.sock       where ``conch debug`` attaches to the model that ``--debug`` names
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
     workers/ID.json       one per live worker, written by the launcher, for its successor
     packages/             links to our packages, for workers in an environment of their own
@@ -45,7 +46,6 @@ class RunDir:
         self.serve_lock = self.path / "serve.lock"
         self.supervisor_lock = self.path / "supervisor.lock"
         self.supervisor_socket = self.path / "supervisor.sock"
-        self.debug_socket = self.path / "debug.sock"
         self.requesters = self.path / "requesters"
         self.workers = self.path / "workers"
         self.packages = self.path / "packages"
@@ -61,6 +61,9 @@ class RunDir:
         """Where a model's output goes. A model's name may hold characters that a file's must not."""
         name = "".join(character if character.isalnum() or character in "-_." else "_" for character in model)
         return self.model_logs / f"{name.lstrip('.') or '_'}.log"
+
+    def debug_socket(self, model: str) -> Path:
+        return self.path / f"debug-{hashlib.sha256(model.encode()).hexdigest()[:8]}.sock"
 
     def worker_file(self, worker: str) -> Path:
         return self.workers / f"{worker}.json"

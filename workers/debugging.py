@@ -41,7 +41,7 @@ def prepare(spawn: Spawn, settings: Settings) -> Callable[[Callable[[Any], Any]]
         return None
     from workers.pdb_server import PdbServer  # pdb takes a while to import, and few need it
 
-    server = PdbServer(RunDir(settings.run_dir).debug_socket, model)
+    server = PdbServer(RunDir(settings.run_dir).debug_socket(model), model)
     sys.breakpointhook = server.stop
     return lambda execute: functools.partial(server.run, execute)
 

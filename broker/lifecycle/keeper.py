@@ -118,6 +118,7 @@ class Keeper:
             return
         model.poll_reason = ""
         operation.snapshot = result
+        model.digest, model.backend_dir = result.digest, result.backend_dir
         if result.fault is not None:
             self._refuse(model, operation, result, result.fault)
             return

@@ -142,9 +142,19 @@ class Operation:
 
 class Model:
     """``poll_reason``: why the model could not even be read, when that is the last thing known about it.
-    ``stale_folders``: of file overrides that only workers on their way out still use."""
+    ``stale_folders``: of file overrides that only workers on their way out still use. ``digest`` and ``backend_dir``
+    are those of the last snapshot."""
 
-    __slots__ = ("name", "slots", "operations", "poll_reason", "override", "stale_folders")
+    __slots__ = (
+        "name",
+        "slots",
+        "operations",
+        "poll_reason",
+        "override",
+        "stale_folders",
+        "digest",
+        "backend_dir",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -153,6 +163,8 @@ class Model:
         self.poll_reason = ""
         self.override = Override()
         self.stale_folders: set[str] = set()
+        self.digest = b""
+        self.backend_dir = ""
 
     def slot(self, version: int) -> Slot:
         found = self.slots.get(version)

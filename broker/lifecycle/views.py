@@ -41,13 +41,8 @@ def _entry(name: str, slot: Slot) -> ModelEntry:
 
 def folders(models: dict[str, Model], found: Found) -> tuple[tuple[str, str], ...]:
     """Every model's name and the folder of its Python-based backend."""
-    backend_dirs = {
-        model.name: slot.serving.snapshot.backend_dir
-        for model in models.values()
-        for slot in model.serving
-        if slot.serving is not None
-    }
-    return tuple((name, backend_dirs.get(name, "")) for name in sorted({*models, *found.names}))
+    names = sorted({*models, *found.names})
+    return tuple((name, models[name].backend_dir if name in models else "") for name in names)
 
 
 def instances(models: dict[str, Model], roster: Roster) -> list[InstanceStatus]:

@@ -12,15 +12,15 @@ LOOK_S = 0.5
 
 
 class Watching:
-    """Knows, of each model, the digest of its files that is loaded, or was tried, and the one that was seen last."""
+    """Knows, of each model, the digest of its files that was seen last, and the one for which a load was asked for."""
 
     def __init__(self) -> None:
-        self._loaded: dict[str, bytes] = {}
         self._seen: dict[str, bytes] = {}
+        self._tried: dict[str, bytes] = {}
 
     def looked(self, digests: Mapping[str, bytes], models: Mapping[str, Model], may_come: Collection[str]) -> list[str]:
-        """The models to load, given the digest of each one's files now. Those of ``models`` count as loaded as they are
-        seen first; ``may_come`` are loaded even if they are not among them."""
+        """The models to load, given the digest of each one's files now. ``may_come`` are loaded even if they are not
+        among ``models``."""
         changed = []
         watched = {
             name: digest
@@ -28,15 +28,17 @@ class Watching:
             if (_may_change(models[name]) if name in models else name in may_come)
         }
         for name, digest in watched.items():
-            loaded = self._loaded.get(name)
-            if loaded is None and name in models:
-                self._loaded[name] = digest
-            elif digest != loaded and digest == self._seen.get(name):
-                logger.info("'%s' has changed, it is loaded again" if loaded else "'%s' is new, it is loaded", name)
-                self._loaded[name] = digest
+            known = name in models
+            if known and not models[name].digest:  # it could not even be read
+                self._tried.setdefault(name, digest)
+            if digest in (self._tried.get(name), models[name].digest if known else b""):
+                continue
+            if digest == self._seen.get(name):
+                logger.info("'%s' has changed, it is loaded again" if known else "'%s' is new, it is loaded", name)
+                self._tried[name] = digest
                 changed.append(name)
-        for name in self._loaded.keys() - digests.keys():
-            del self._loaded[name]
+        for name in self._tried.keys() - digests.keys():
+            del self._tried[name]
         self._seen = watched
         return changed
 

@@ -43,11 +43,11 @@ def version_hashes(
     return hashes
 
 
-def source_digest(folders: Iterable[str]) -> bytes:
+def source_digest(model_dir: str, backend_dir: str) -> bytes:
     """Of the files that people edit, and of the names of all folders: for looking often. What a model may write into
-    its own folder, as caches and logs, does not count."""
+    its own folder, as caches and logs, does not count. ``backend_dir`` may be empty."""
     digest = hashlib.sha256()
-    for folder in folders:
+    for folder in filter(None, (model_dir, backend_dir)):
         for parent, below, files in os.walk(folder):
             below[:] = sorted(name for name in below if name != "__pycache__" and not name.startswith("."))
             digest.update(os.fsencode(parent) + b"\0")

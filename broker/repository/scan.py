@@ -115,7 +115,7 @@ class Repository:
         for name, backend_dir in models:
             folders = [folder / name for folder in self._folders if (folder / name).is_dir()]
             if len(folders) == 1:
-                digests[name] = source_digest([str(folders[0]), *([backend_dir] if backend_dir else [])])
+                digests[name] = source_digest(str(folders[0]), backend_dir)
         return digests
 
     # ------------------------------------------------------------------------------------------------------- one model
@@ -138,6 +138,7 @@ class Repository:
             config.name = name
         platforms.fill_in(config, _artifacts(model_dir, existing))
         backend_dir = python_based.folder(self._backend_directory, config)
+        digest = source_digest(model_dir, backend_dir)  # before the rest: what is edited meanwhile is a change
         normalise(config)
         check_config(config)
         if config.name != name:
@@ -177,6 +178,7 @@ class Repository:
             labels=labels,
             backend_config=self._backend_settings.for_backend("python" if backend_dir else config.backend),
             backend_dir=backend_dir,
+            digest=digest,
             fault=fault,
             override=override,
         )

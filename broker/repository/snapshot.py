@@ -37,7 +37,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     which leaves out instance groups and the version policy. ``complete``: the backend is asked to complete the
     configuration. ``labels`` maps an output to its lines. ``fault``: the model was read but cannot be loaded, and why.
     ``override`` is what was in effect, with its files written to ``override.folder``. ``backend_dir``: the folder of
-    its Python-based backend.
+    its Python-based backend. ``digest``: of what people edit, as ``Repository.digests`` has it.
     """
 
     name: str
@@ -51,5 +51,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     labels: dict[str, tuple[str, ...]] = {}
     backend_config: dict[str, str] = {}
     backend_dir: str = ""
+    digest: bytes = b""
     fault: Fault | None = None
     override: Override = Override()

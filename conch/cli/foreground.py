@@ -80,7 +80,9 @@ class Foreground:
         self._settings = settings
         self._family = family
         self._signals = signals
-        self._logs = ProcessLogs(run_dir.logs, all_process_names(settings), settings.log_verbose > 0)
+        self._logs = ProcessLogs(
+            run_dir.logs, all_process_names(settings), settings.log_verbose > 0, talkative=settings.watch
+        )
         self._observer: Observer | None = Observer(run_dir)
         self._stderr = select.poll()
         self._stderr.register(2, select.POLLOUT)
@@ -131,7 +133,7 @@ class Foreground:
         if self._settings.log_info or failed:
             touched = [entry for entry in table.models if entry.state != "UNKNOWN"]
             print("\n" + model_table(touched), file=sys.stderr)
-        if failed and self._settings.exit_on_error:
+        if failed and self._settings.exit_on_error and not self._settings.watch:  # they may be mended yet
             logger.error("creating server: Internal - failed to load all models")
             if len(failed) < len(table.models):
                 logger.error("--exit-on-error=false would serve the models that have loaded")

@@ -11,16 +11,19 @@ _MAX_READ_NBYTES = 1 << 20
 
 
 class Follower:
-    """New complete lines of one log file, from where it ended when the server was started; follows rotation."""
+    """New complete lines of one log file, from where it ended when the server was started, or all; follows rotation."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, from_start: bool = False) -> None:
         self._path = path
         self._partial = b""
+        self._inode, self._offset = 0, 0
+        if from_start:
+            return
         try:
             found = path.stat()
             self._inode, self._offset = found.st_ino, found.st_size
         except FileNotFoundError:
-            self._inode, self._offset = 0, 0
+            pass
 
     def lines(self) -> list[bytes]:
         try:
@@ -28,7 +31,9 @@ class Follower:
                 # a rotated file's last lines are lost here, never in the file
                 inode = self._path.stat().st_ino
                 if inode != self._inode:
-                    self._inode, self._offset, self._partial = inode, 0, b""
+                    if self._inode:
+                        self._offset, self._partial = 0, b""
+                    self._inode = inode
                 file.seek(self._offset)
                 data = file.read(_MAX_READ_NBYTES)
         except FileNotFoundError:
@@ -39,25 +44,35 @@ class Follower:
 
 
 class ProcessLogs:
-    """The logs of all ``processes`` (names) and of supervisord, filtered."""
+    """The logs of all ``processes`` (names), of supervisord and of the models, filtered. ``talkative``: what the models
+    and the broker log is shown whole."""
 
-    def __init__(self, folder: Path, processes: Iterable[str], verbose: bool) -> None:
-        self._processes = [Follower(folder / f"{name}.log") for name in processes]
+    def __init__(self, folder: Path, processes: Iterable[str], verbose: bool, talkative: bool = False) -> None:
+        self._processes = {name: Follower(folder / f"{name}.log") for name in processes}
         self._supervisord = Follower(folder / "supervisord.log")
+        self._models_folder = folder / "models"
+        self._models = {path: Follower(path) for path in self._models_folder.glob("*.log")}
         self._verbose = verbose
+        self._talkative = talkative
         self.exits: dict[str, int] = {}
 
     def take(self) -> list[str]:
-        """What to show of what came since the last call: warnings, errors and whatever is not in our log format; with
-        ``--log-verbose`` everything. Counts the processes' exits in ``exits``."""
+        """What to show of what came since the last call: warnings, errors and whatever is not in our log format, behind
+        the name of the model that it comes from; with ``--log-verbose`` everything. Counts the processes' exits in
+        ``exits``."""
         shown = [line for line in self._supervisord.lines() if self._is_news(line)]
-        for follower in self._processes:
-            shown += [line for line in follower.lines() if line and self._is_shown(line)]
+        for name, follower in self._processes.items():
+            whole = self._talkative and name == "broker"
+            shown += [line for line in follower.lines() if line and self._is_shown(line, whole)]
+        for path in self._models_folder.glob("*.log"):
+            follower = self._models.setdefault(path, Follower(path, from_start=True))
+            named = b"[" + path.stem.encode(errors="replace") + b"] "
+            shown += [named + line for line in follower.lines() if line and self._is_shown(line, self._talkative)]
         return [line.decode(errors="replace") for line in shown]
 
-    def _is_shown(self, line: bytes) -> bool:
+    def _is_shown(self, line: bytes, whole: bool) -> bool:
         match = _FORMATTED.match(line)
-        return self._verbose or match is None or (match["letter"] or match["iso"]) != b"I"
+        return self._verbose or whole or match is None or (match["letter"] or match["iso"]) != b"I"
 
     def _is_news(self, line: bytes) -> bool:
         match = _SUPERVISORD.match(line)

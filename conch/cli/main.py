@@ -5,6 +5,8 @@ import sys
 USAGE = """\
 usage: conch serve --model-repository DIR ...    run a server in the foreground (conch serve --help)
        conch status                              show a running server's processes and models (conch status --help)
+       conch logs MODEL [--follow]               what a model prints and logs (conch logs --help)
+       conch debug MODEL                         attach to a model of 'conch serve --debug=MODEL'
        conch --version
 """
 
@@ -21,6 +23,14 @@ def main() -> int:
             from conch.cli.status import status
 
             return status(arguments[1:])
+        case ["logs"]:
+            from conch.cli.model_logs import logs
+
+            return logs(arguments[1:])
+        case ["debug"]:
+            from conch.cli.debug import debug
+
+            return debug(arguments[1:])
         case ["--version"]:
             from conch import __version__
 

@@ -12,6 +12,10 @@ from conch.settings import Settings, variable_name
 _TITLES = {"http": "HTTP", "grpc": "gRPC", "metrics": "metrics"}
 
 
+class NoServer(Exception):
+    """Which server is meant cannot be told, or it is not there; for people."""
+
+
 class RunningServer(msgspec.Struct, frozen=True):
     """``description`` is what the holder of its lock wrote there: pid, addresses and ports. ``ports`` are those that it
     listens on."""
@@ -51,6 +55,26 @@ def running_servers() -> list[RunningServer]:
             ports = tuple(port for _, _, port in settings.endpoints())
             found[run_dir] = RunningServer(run_dir, settings.http_port, ports, description)
     return sorted(found.values(), key=lambda server: server.http_port)
+
+
+def find_server(run_dir: str = "", http_port: int = 0) -> RunningServer:
+    """The one that is meant: by either, or the only one that is running. Raises ``NoServer``."""
+    if run_dir:
+        description = server_in(run_dir)
+        if description is None:
+            raise NoServer(f"no server is running in {run_dir}")
+        return RunningServer(run_dir, http_port, (), description)
+    servers = running_servers()
+    if http_port:
+        servers = [server for server in servers if server.http_port == http_port]
+        if not servers:
+            raise NoServer(f"no server of yours is running with --http-port={http_port}")
+    if not servers:
+        raise NoServer("no server of yours is running")
+    if len(servers) > 1:
+        found = "\n".join(f"  --run-dir={server.run_dir}  ({server.description})" for server in servers)
+        raise NoServer(f"several servers are running; say which one:\n{found}")
+    return servers[0]
 
 
 def _environ(pid: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ import msgspec
 import zmq
 
 from conch.channels.zeromq import DealerChannel
-from conch.cli.running import RunningServer, running_servers, server_in
+from conch.cli.running import NoServer, find_server
 from conch.cli.tables import draw
 from conch.errors import InvalidArgument
 from conch.messages import (
@@ -41,10 +41,6 @@ usage: conch status [--run-dir DIR | --http-port N] [--json] [--timeout-secs N]
 Without --run-dir and --http-port: the only server of yours that is running.
 """
 _PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-class NoServer(Exception):
-    """Which server is meant cannot be told, or it is not there; for people."""
 
 
 class Arguments(msgspec.Struct, frozen=True):
@@ -101,7 +97,7 @@ def status(arguments: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        run_dir = RunDir(_find(wanted).run_dir)
+        run_dir = RunDir(find_server(wanted.run_dir, wanted.http_port).run_dir)
     except NoServer as error:
         print(f"conch status: {error}", file=sys.stderr)
         return 1
@@ -135,28 +131,6 @@ def _parse(arguments: Sequence[str]) -> Arguments | None:
             text = remaining.pop(0)
         values[name[2:].replace("-", "_")] = parse_value(name, text, str if name == "--run-dir" else int)
     return Arguments(**values)
-
-
-# ------------------------------------------------------------------------------------------------------------ finding
-
-
-def _find(wanted: Arguments) -> RunningServer:
-    if wanted.run_dir:
-        description = server_in(wanted.run_dir)
-        if description is None:
-            raise NoServer(f"no server is running in {wanted.run_dir}")
-        return RunningServer(wanted.run_dir, wanted.http_port, (), description)
-    servers = running_servers()
-    if wanted.http_port:
-        servers = [server for server in servers if server.http_port == wanted.http_port]
-        if not servers:
-            raise NoServer(f"no server of yours is running with --http-port={wanted.http_port}")
-    if not servers:
-        raise NoServer("no server of yours is running")
-    if len(servers) > 1:
-        found = "\n".join(f"  --run-dir={server.run_dir}  ({server.description})" for server in servers)
-        raise NoServer(f"several servers are running; say which one:\n{found}")
-    return servers[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- asking

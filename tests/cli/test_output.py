@@ -94,6 +94,22 @@ def test_the_foreground_shows_what_a_person_needs(run_dir: Path) -> None:
     assert logs.take() == []
 
 
+def test_what_models_say_is_shown_with_their_names(run_dir: Path) -> None:
+    models = run_dir / "models"
+    models.mkdir()
+    (models / "old.log").write_text("of the last run\n")
+    quiet, talkative = ProcessLogs(run_dir, [], verbose=False), ProcessLogs(run_dir, [], False, talkative=True)
+    lines = 'a print\nI1121 08:29:12.123456 1 a.py:1] "fine"\nE1121 08:29:12.123456 1 a.py:1] "broken"\n'
+    for name in ("old", "new"):
+        with (models / f"{name}.log").open("a") as file:
+            file.write(lines)
+    shown = quiet.take()
+    broken = 'E1121 08:29:12.123456 1 a.py:1] "broken"'
+    assert sorted(shown) == sorted(f"[{name}] {line}" for name in ("old", "new") for line in ("a print", broken))
+    assert len([line for line in talkative.take() if line.endswith('"fine"')]) == 2
+    assert quiet.take() == []
+
+
 def test_verbose_shows_everything(run_dir: Path) -> None:
     logs = ProcessLogs(run_dir, ["broker", "http"], verbose=True)
     write_logs(run_dir)

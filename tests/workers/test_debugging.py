@@ -31,7 +31,7 @@ class Terminal:
     def __init__(self, stage: Stage) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(10)
-        self._socket.connect(str(stage.run_dir.debug_socket))
+        self._socket.connect(str(stage.run_dir.debug_socket("stops")))
         self.seen = ""
 
     def prompt(self) -> str:

@@ -1,5 +1,6 @@
 """``--watch``: one model is loaded again when its files have changed and rest; what served goes on until then."""
 
+from broker.lifecycle import Poll
 from broker.lifecycle.watching import LOOK_S
 from conch.messages import Fault
 from tests.broker.lifecycle.support import READY
@@ -54,6 +55,26 @@ def test_a_model_that_failed_at_start_and_a_new_one() -> None:
     world.models |= {"a": snapshot("a", files="mended"), "new": snapshot("new")}
     world.pass_time(10.0)
     assert world.entry("a").state == world.entry("new").state == READY
+
+
+def test_what_changes_before_the_first_look() -> None:
+    world = World([snapshot("a")], control_mode="none", watch=True).start().settle()
+    world.models["a"] = snapshot("a", files="changed at once")
+    spawned(world)
+    world.pass_time(5 * LOOK_S)
+    assert spawned(world) == ["a"]
+
+
+def test_a_model_that_cannot_be_read_is_tried_once_per_change() -> None:
+    world = watching()
+    (former,) = world.workers_of("a")
+    world.models["a"] = Fault("PollFailed", "failed to read text proto from config.pbtxt")
+    polls = len(world.log)
+    world.pass_time(20 * LOOK_S)
+    assert sum(isinstance(each, Poll) for each in world.log[polls:]) == 1
+    world.models["a"] = snapshot("a", files="mended")
+    world.pass_time(5 * LOOK_S)
+    assert former.state == "dead" and world.entry("a").state == READY
 
 
 def test_what_was_unloaded_or_never_loaded_is_left_alone() -> None:

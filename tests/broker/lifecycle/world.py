@@ -80,6 +80,7 @@ def snapshot(
         model_dir=override.folder or f"/models/{name}",
         instances=instance_plans(config) if fault is None else (),
         complete=complete,
+        digest=files.encode(),
         fault=fault,
         override=override,
     )
@@ -361,7 +362,7 @@ class World:
 
     def _digests(self, models: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
         found = {name: self.models[name] for name, _ in models if name in self.models}
-        return {name: repr(getattr(each, "hashes", each)).encode() for name, each in found.items()}
+        return {name: each.digest if isinstance(each, Snapshot) else b"fault" for name, each in found.items()}
 
     def _polled(self, operation: int, name: str, override: Override) -> list[LifecycleInstruction]:
         result = self.models.get(name, Fault("PollFailed", "model not found in any model repository."))

@@ -1,12 +1,14 @@
 """Models with environments of their own beside one without, in one server. Packages come from where pip gets them."""
 
 import glob
+import http.client
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from tritonclient.http import InferenceServerClient, InferInput
 
+from tests.scenarios.conftest import Serve
 from tests.scenarios.harness import Server, serving
 from tests.scenarios.models import write_model
 
@@ -131,3 +134,24 @@ def test_a_list_that_cannot_be_installed(server: Server, models: Path) -> None:
     (models / "broken" / "1" / "requirements.txt").unlink()
     assert load(server, "broken") == ""
     assert versions(server, "broken")[:2] == own_versions()
+
+
+def test_a_server_that_stops_while_an_environment_is_made(tmp_path: Path, serve: Serve) -> None:
+    extra = ENVIRONMENT.format("$$TRITON_MODEL_DIRECTORY/environment")
+    write_model(tmp_path / "models", "slow", VERSIONS, "STRING", [1], extra=extra)
+    python = tmp_path / "models" / "slow" / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\ntouch {tmp_path / 'asked'}\nsleep 600\n")
+    python.chmod(0o700)
+    cache = f"--environment-cache-dir={tmp_path / 'cache'}"
+    server = serve(tmp_path / "models", "--model-control-mode=explicit", cache)
+    calling = http.client.HTTPConnection("127.0.0.1", server.http_port)
+    calling.request("POST", "/v2/repository/models/slow/load", b"{}")
+    deadline = time.monotonic() + LOAD_TIMEOUT_S
+    while not (tmp_path / "asked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    _, index = server.request("POST", "/v2/repository/index", b"{}")
+    assert [model.get("state") for model in json.loads(index)] == ["LOADING"]
+    calling.close()
+    # the fixture sees to it that the server stops in time, and leaves nothing behind

@@ -6,6 +6,7 @@ The environments are folders whose interpreter is a script: it runs the tests' o
 import os
 import signal
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,19 @@ def test_a_list_that_cannot_be_installed(stage: Stage) -> None:
     assert str(stage.path) not in message
     assert "this is ! no requirement" in stage.model_log("m")
     assert not [message for _, message in stage.broker.heard if isinstance(message, Died)]
+
+
+def test_a_packed_environment_s_paths_are_put_right_once(stage: Stage) -> None:
+    config = environment(stage)
+    folder = stage.path / "models" / "m" / "env"
+    (folder / "bin" / "conda-unpack").write_text("import sys\nprint('put right', sys.argv[0])\n")
+    archive = stage.path / "models" / "m" / "env.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(folder, ".")
+    config["parameters"] = {"EXECUTION_ENV_PATH": {"string_value": str(archive)}}
+    first = stage.ready(config)
+    assert np.array_equal(stage.ask(first, "m", ints(1)), ints(1))
+    os.utime(archive, (0, 0))  # the same content
+    stage.ready(config)
+    assert len([line for line in stage.model_log("m").splitlines() if line.startswith("put right ")]) == 1
+    assert stage.model_log("m").count("Extracting Python execution env") == 1

@@ -1,6 +1,8 @@
 """Python models that fail, at loading and at executing."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -203,3 +205,24 @@ def test_completion_that_fails(stage: Stage) -> None:
         "ValueError: unable to load model 'differs', configuration expects datatype TYPE_FP32 for input 'IN', model "
         "provides TYPE_INT32\n\nAt:\n"
     )
+
+
+def test_a_finalize_that_never_returns_ends_with_the_process() -> None:
+    code = """
+import time
+from types import SimpleNamespace
+from workers import worker
+
+class Hangs:
+    stops = None
+
+    def finalize(self):
+        time.sleep(60)
+
+worker.FINALIZE_S = 0.1
+worker.Worker._finalize(SimpleNamespace(_spawn=SimpleNamespace(instance_name="m_0_0")), Hangs())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "finalize of 'm_0_0' has not returned in 0 s, its process ends" in done.stderr
+    assert "in finalize" in done.stderr

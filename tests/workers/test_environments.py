@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conch.messages import Spawn
+from conch.settings import Settings
 from workers.environments import overlay, requirements, stamps
 from workers.environments.activation import activated
 from workers.environments.archives import Refused, unpack
@@ -251,6 +252,18 @@ def test_a_cache_that_others_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(UnsafeCache, match="--environment-cache-dir"):
         Cache(tmp_path)
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert Settings(run_dir="/run/c").environment_cache == f"{tmp_path}/.cache/conch"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert Settings(run_dir="/run/c").environment_cache == "/caches/conch"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert Settings(run_dir="/run/c").environment_cache == "/run/c/conch"
+    assert Settings(run_dir="/run/c", environment_cache_dir="/envs").environment_cache == "/envs"
 
 
 # ------------------------------------------------------------------------------------------------- running, and failing

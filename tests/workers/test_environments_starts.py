@@ -4,6 +4,7 @@ The environments are folders whose interpreter is a script: it runs the tests' o
 """
 
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -113,6 +114,18 @@ def test_an_environment_that_has_changed_is_looked_at_again(stage: Stage) -> Non
     stage.broker.expect(Preparing)
 
 
+def test_a_cache_that_was_removed_is_made_again(stage: Stage, tmp_path: Path) -> None:
+    config = environment(stage)
+    archive = stage.path / "models" / "m" / "env.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(stage.path / "models" / "m" / "env", ".")
+    config["parameters"] = {"EXECUTION_ENV_PATH": {"string_value": str(archive)}}
+    stage.ready(config)
+    shutil.rmtree(tmp_path / "cache")
+    worker = stage.ready(config)
+    assert np.array_equal(stage.ask(worker, "m", ints(1)), ints(1))
+
+
 def test_other_models_are_started_meanwhile(stage: Stage) -> None:
     worker = stage.spawn(environment(stage, probing="sleep 600"))
     other = stage.ready(stage.model("echo", TELLS.replace("CONDA_PREFIX", "PATH")))
@@ -148,13 +161,15 @@ def test_the_launcher_s_death_ends_what_is_prepared(stage: Stage) -> None:
     stage.launchers[0].wait()
 
 
-def test_a_worker_whose_launcher_has_died_does_not_begin_to_live(stage: Stage) -> None:
-    waiting, gate = stage.path / "waiting", stage.path / "gate"
+def test_a_worker_whose_launcher_has_died_does_not_begin_to_live(stage: Stage, tmp_path: Path) -> None:
+    waiting, gate = stage.path / "waiting", tmp_path / "gate"
     stage.spawn(environment(stage, running=f"touch {waiting}; while [ ! -e {gate} ]; do sleep 0.01; done"))
     eventually(waiting.exists, "it does not come as far")
     stage.launchers[0].kill()
     stage.launchers[0].wait()
     gate.touch()
+    packages = str(stage.run_dir.packages)
+    eventually(lambda: not any(packages in command_line(pid) for pid in all_processes()), "it lives on")
 
 
 def test_another_broker_asks_again(stage: Stage) -> None:

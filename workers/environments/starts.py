@@ -113,7 +113,7 @@ class Starts:
             self._fail(spawn, "the server stops")
             return True
         prepared = self._prepared.get(wanted)
-        if prepared is not None and prepared.stamp == stamps.stamp(wanted) and os.path.exists(prepared.python):
+        if prepared is not None and _is_still_there(prepared, wanted):
             self._start(spawn, prepared)
             return True
         self._reports.append(Preparing(spawn.worker))
@@ -269,6 +269,7 @@ class Starts:
         try:
             received = starting.channel.receive_nowait()
         except (ChannelClosed, BadMessage):
+            self._prepared.clear()  # one of them is not what it was: they are looked at again
             self._fail(starting.spawn, f"its interpreter ended: {self._last_words(starting)}")
             self._end(starting)
             return None
@@ -313,6 +314,11 @@ class Starts:
             self._poll.unregister(pending.channel.fileno())
             del self._starting[pending.channel.fileno()]
             pending.channel.close()
+
+
+def _is_still_there(prepared: Prepared, wanted: Wanted) -> bool:
+    places = (prepared.python, *prepared.behind)
+    return prepared.stamp == stamps.stamp(wanted) and all(os.path.exists(place) for place in places)
 
 
 def _run(command: list[str], variables: dict[str, str], descriptor: int, log: Path) -> int:

@@ -420,13 +420,13 @@ def test_a_refusal_is_an_exception(asker: FakeAsker) -> None:
 @pytest.mark.parametrize(
     ("kind", "call", "text"),
     [
-        (TypeError, lambda: pb_utils.load_model(3), "expects a str model_name"),  # type: ignore[arg-type]
-        (TypeError, lambda: pb_utils.load_model("m", {}), "expects a str config"),  # type: ignore[arg-type]
+        (TypeError, lambda: pb_utils.load_model(3), "model_name of .* must be a str, got"),  # type: ignore[arg-type]
+        (TypeError, lambda: pb_utils.load_model("m", {}), "config of .* must be a str, got"),  # type: ignore[arg-type]
         (TypeError, lambda: pb_utils.load_model("m", "", {"file:a": "b"}), "as bytes"),  # type: ignore[dict-item]
         (TritonModelException, lambda: pb_utils.load_model("m", "", {"a": b""}), "begin with 'file:'"),
         (TritonModelException, lambda: pb_utils.load_model("m", "", [1]), "should be a dictionary"),  # type: ignore[arg-type]
-        (TypeError, lambda: pb_utils.unload_model(None), "expects a str model_name"),  # type: ignore[arg-type]
-        (TypeError, lambda: pb_utils.is_model_ready("m", 1), "expects a str model_version"),  # type: ignore[arg-type]
+        (TypeError, lambda: pb_utils.unload_model(None), "model_name of .* must be a str, got"),  # type: ignore[arg-type]
+        (TypeError, lambda: pb_utils.is_model_ready("m", 1), "model_version of .* must be a str, got"),  # type: ignore[arg-type]
         (TritonModelException, lambda: pb_utils.is_model_ready("m", "-1"), "should be an integral value > 0"),
     ],
 )
@@ -452,12 +452,12 @@ def make(**changes: Any) -> Any:
         (TypeError, {"model_name": ...}, "misses its argument 'model_name'"),
         (TypeError, {"inputs": ...}, "misses its argument 'inputs'"),
         (TypeError, {"requested_output_names": ...}, "misses its argument 'requested_output_names'"),
-        (TypeError, {"model_name": None}, "expects a str model_name"),
-        (TypeError, {"request_id": 1}, "expects a str request_id"),
+        (TypeError, {"model_name": None}, "model_name of .* must be a str, got"),
+        (TypeError, {"request_id": 1}, "request_id of .* must be a str, got"),
         (TypeError, {"inputs": [1]}, "expects a list of Tensor inputs"),
         (TypeError, {"inputs": 5}, "expects a list of inputs"),
         (TypeError, {"requested_output_names": "OUT"}, "expects a list of requested_output_names"),
-        (TypeError, {"requested_output_names": [3]}, "expects a list of output names"),
+        (TypeError, {"requested_output_names": [3]}, "a name in requested_output_names must be a str, got"),
         (TypeError, {"model_version": "1"}, "expects model_version to be an int"),
         (TypeError, {"flags": -1}, "expects flags to be an int of at least 0"),
         (TypeError, {"timeout": 1.5}, "expects timeout to be an int"),
@@ -473,6 +473,16 @@ def make(**changes: Any) -> Any:
 def test_wrong_arguments_of_a_request(kind: type[Exception], changes: dict[str, Any], text: str) -> None:
     with pytest.raises(kind, match=text):
         make(**changes)
+
+
+def test_bytes_are_texts() -> None:
+    """Names often are elements of a BYTES tensor."""
+    made = make(request_id=b"a", correlation_id=b"b", requested_output_names=[b"B"], model_name=b"other")
+    assert (made.request_id(), made.correlation_id(), made.requested_output_names()) == ("a", "b", ["B"])
+    tensor = pb_utils.Tensor(b"OUT", np.zeros(1, np.int32))  # type: ignore[arg-type]
+    assert pb_utils.get_output_tensor_by_name(pb_utils.InferenceResponse([tensor]), b"OUT") is tensor
+    with pytest.raises(TypeError, match="model_name of InferenceRequest is no UTF-8"):
+        make(model_name=b"\xff")
 
 
 def test_a_request_of_ones_own() -> None:

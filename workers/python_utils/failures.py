@@ -13,6 +13,7 @@ from conch.errors import (
     Unsupported,
 )
 from conch.messages import Fault
+from workers.python_utils.texts import text
 
 #: Triton's error codes -> classes of ``conch.errors``
 _KINDS = {
@@ -59,11 +60,9 @@ class TritonError:
     CANCELLED: ClassVar[int] = 7
 
     def __init__(self, message: str, code: int = 1) -> None:
-        if not isinstance(message, str):
-            raise TypeError(f"TritonError expects a str message, got {type(message)}")
         if code not in _KINDS:
             raise TypeError(f"TritonError expects one of its codes, got {code!r}")
-        self._message = message
+        self._message = text(message, "the message of a TritonError")
         self._code = int(code)
 
     def message(self) -> str:

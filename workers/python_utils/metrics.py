@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from workers.python_utils.failures import TritonModelException
 from workers.python_utils.metric_values import REGISTRY, Labels, Life, MetricKind, Series, sendable
+from workers.python_utils.texts import text
 
 _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
 _FAMILY_GONE = (
@@ -109,10 +110,12 @@ class MetricFamily:
     __slots__ = ("__weakref__", "_life", "_metrics")
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
-        if not isinstance(name, str) or not isinstance(description, str) or not isinstance(kind, MetricKind):
+        name = text(name, "the name of a MetricFamily")
+        description = text(description, "the description of a MetricFamily")
+        if not isinstance(kind, MetricKind):
             raise TypeError(
-                "MetricFamily expects a str name, a str description, and a kind: MetricFamily.COUNTER, "
-                f"MetricFamily.GAUGE or MetricFamily.HISTOGRAM; got {name!r}, {description!r}, {kind!r}"
+                "the kind of a MetricFamily must be MetricFamily.COUNTER, MetricFamily.GAUGE or "
+                f"MetricFamily.HISTOGRAM, got {kind!r}"
             )
         self._life = REGISTRY.family(name, description, kind)
         self._metrics: dict[Labels, Metric] = {}

@@ -7,6 +7,7 @@ from conch.messages import LoadModel, UnloadModel
 from conch.requester.models import parse_version
 from workers.python_utils import asking
 from workers.python_utils.failures import TritonModelException
+from workers.python_utils.texts import text
 
 _FILE = "file:"
 
@@ -17,20 +18,22 @@ def load_model(model_name: str, config: str = "", files: dict[str, bytes] | None
     ``config`` (JSON) is used instead of the model's file. ``files`` maps ``file:<version>/<name>`` to contents, which
     make up the whole model; it needs ``config``. A model must not load itself. Raises ``TritonModelException``.
     """
-    _check_text("load_model", model_name=model_name, config=config)
+    model_name = text(model_name, "model_name of load_model")
+    config = text(config, "config of load_model")
     _call("load model", LoadModel(0, model_name, config, _contents(model_name, files)))
 
 
 def unload_model(model_name: str, unload_dependents: bool = False) -> None:
     """Returns when no request reaches the model any more. Raises ``TritonModelException``."""
-    _check_text("unload_model", model_name=model_name)
+    model_name = text(model_name, "model_name of unload_model")
     _call("unload model", UnloadModel(0, model_name, bool(unload_dependents)))
 
 
 def is_model_ready(model_name: str, model_version: str = "") -> bool:
     """False for an unknown model too. Without a version: any. Raises ``TritonModelException`` for a version that is no
     number."""
-    _check_text("is_model_ready", model_name=model_name, model_version=model_version)
+    model_name = text(model_name, "model_name of is_model_ready")
+    model_version = text(model_version, "model_version of is_model_ready")
     try:
         version = parse_version(model_version) if model_version else -1
         asking.asker().model(model_name, version)
@@ -65,9 +68,3 @@ def _contents(model_name: str, files: Any) -> dict[str, bytes]:
             raise TypeError(f"load_model expects the contents of files as bytes, got {type(content)} for '{path}'")
         contents[path.removeprefix(_FILE)] = bytes(content)
     return contents
-
-
-def _check_text(function: str, **texts: Any) -> None:
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise TypeError(f"{function} expects a str {name}, got {type(text)}")

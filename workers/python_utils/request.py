@@ -16,6 +16,7 @@ from workers.python_utils.failures import TritonModelException
 from workers.python_utils.parameters import checked_parameters
 from workers.python_utils.response import InferenceResponse, InferenceResponseSender
 from workers.python_utils.tensor import Tensor, input_tensor
+from workers.python_utils.texts import text
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
@@ -85,7 +86,7 @@ class InferenceRequest:
     def __init__(
         self,
         request_id: str = "",
-        correlation_id: int | str = 0,
+        correlation_id: int | str | bytes = 0,
         inputs: Sequence[Tensor] = _REQUIRED,
         requested_output_names: Sequence[str] = _REQUIRED,
         model_name: str = _REQUIRED,
@@ -103,15 +104,18 @@ class InferenceRequest:
         ):
             if value is _REQUIRED:
                 raise TypeError(f"InferenceRequest misses its argument '{name}'")
-        if not isinstance(correlation_id, (int, str)):
+        if not isinstance(correlation_id, (int, str, bytes)):
             raise TritonModelException("Correlation ID must be integer or string")
-        _check_text(request_id=request_id, model_name=model_name)
+        if isinstance(correlation_id, bytes):
+            correlation_id = text(correlation_id, "correlation_id of InferenceRequest")
+        request_id = text(request_id, "request_id of InferenceRequest")
+        model_name = text(model_name, "model_name of InferenceRequest")
         _check_number(model_version=model_version)
         _check_number(0, flags=flags, timeout=timeout)
         if not isinstance(correlation_id, str):
             _check_number(0, correlation_id=correlation_id)
         for list_name, listed in (("inputs", inputs), ("requested_output_names", requested_output_names)):
-            if isinstance(listed, (str, Tensor)) or not isinstance(listed, Iterable):
+            if isinstance(listed, (str, bytes, Tensor)) or not isinstance(listed, Iterable):
                 raise TypeError(f"InferenceRequest expects a list of {list_name}, got {type(listed)}")
         of_whom = f"for request with id '{request_id}' and model name '{model_name}' should not be empty."
         for tensor in inputs:
@@ -119,17 +123,15 @@ class InferenceRequest:
                 raise TritonModelException(f"Input tensor {of_whom}")
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"InferenceRequest expects a list of Tensor inputs, got {type(tensor)}")
-        for output_name in requested_output_names:
-            if output_name and not isinstance(output_name, str):
-                raise TypeError(f"InferenceRequest expects a list of output names, found {type(output_name)} in it")
         if not all(requested_output_names):
             raise TritonModelException(f"Requested output name {of_whom}")
+        output_names = {text(name, "a name in requested_output_names") for name in requested_output_names}
         self._item = self._sender = self._senders = None
         self._release_flags = TRITONSERVER_REQUEST_RELEASE_ALL
         self._request_id = request_id
         self._correlation_id = correlation_id
         self._inputs = list(inputs)
-        self._output_names = sorted(set(requested_output_names))
+        self._output_names = sorted(output_names)
         self._model_name = model_name
         self._model_version = int(model_version)
         self._flags = int(flags)
@@ -218,12 +220,6 @@ class InferenceRequest:
             trace=self.trace().get_context() or "",
         )
         return bls.Question(self._model_name, self._model_version, call)
-
-
-def _check_text(**texts: Any) -> None:
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise TypeError(f"InferenceRequest expects a str {name}, got {type(text)}")
 
 
 def _check_number(least: int = -1, **numbers: Any) -> None:

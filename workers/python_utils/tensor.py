@@ -14,6 +14,7 @@ from workers.copies import COPIES
 from workers.python_utils import dlpack
 from workers.python_utils.datatypes import DATATYPE_NUMBERS
 from workers.python_utils.failures import TritonModelException
+from workers.python_utils.texts import text
 
 Array = npt.NDArray[Any]
 _NUMPY_DTYPES = tensors.NUMPY_DTYPES
@@ -41,7 +42,7 @@ class Tensor:
     _source: bytes | memoryview | None
 
     def __init__(self, name: str, numpy_array: Array) -> None:
-        _check_name(name)
+        name = _name(name)
         if not isinstance(numpy_array, np.ndarray):
             raise TypeError(f"Tensor '{name}' expects a NumPy array, got {type(numpy_array)}")
         datatype = tensors.datatype_of(numpy_array.dtype)
@@ -157,7 +158,7 @@ class Tensor:
     @staticmethod
     def from_dlpack(name: str, tensor: object) -> "Tensor":
         """A tensor that shares memory with ``tensor``: a DLPack capsule, or what has ``__dlpack__``."""
-        _check_name(name)
+        name = _name(name)
         array, is_bf16 = dlpack.array_of(tensor)
         if not array.flags.c_contiguous:
             raise TritonModelException(
@@ -172,11 +173,10 @@ class Tensor:
         return made
 
 
-def _check_name(name: str) -> None:
-    if type(name) is not str:
-        raise TypeError(f"Tensor expects a str name, got {type(name)}")
+def _name(name: Any) -> str:
     if not name:
         raise TritonModelException("Tensor name cannot be an empty string.")
+    return name if type(name) is str else text(name, "the name of a Tensor")
 
 
 _new = cast(Any, object.__new__)

@@ -40,6 +40,7 @@ from workers.python_utils.response import (
     InferenceResponseSender,
 )
 from workers.python_utils.tensor import Tensor
+from workers.python_utils.texts import text
 
 __all__ = [
     "TRITONSERVER_MEMORY_CPU",
@@ -96,14 +97,18 @@ def _set_model_dir(path: str) -> None:
     _model_dir = path
 
 
-def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
+def get_input_tensor_by_name(inference_request: InferenceRequest, name: str | bytes) -> Tensor | None:
+    if type(name) is not str:
+        name = text(name, "name of get_input_tensor_by_name")
     for tensor in inference_request._inputs:
         if tensor._name == name:
             return tensor
     return None
 
 
-def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
+def get_output_tensor_by_name(inference_response: InferenceResponse, name: str | bytes) -> Tensor | None:
+    if type(name) is not str:
+        name = text(name, "name of get_output_tensor_by_name")
     for tensor in inference_response.output_tensors():
         if tensor._name == name:
             return tensor

@@ -110,8 +110,7 @@ class Control(threading.Thread):
             except BlockingIOError:
                 pass
         self._channel.socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._channel.close()
-        os.close(self._wake)
+        self._channel.close()  # but not what wakes this thread: others may still post, until the process ends
 
     def _finished(self) -> bool:
         return self._close_by is not None and (not self._posted or time.monotonic() >= self._close_by)

@@ -43,6 +43,7 @@ def serve(arguments: Sequence[str]) -> int:
         check_repositories(settings)
         check_certificates(settings)
         warn_of_models_as_repositories(settings)
+        warn_of_a_missing_backend_directory(settings)
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
         lock = _take(run_dir, settings)
@@ -102,6 +103,12 @@ def warn_of_models_as_repositories(settings: Settings) -> None:
         if os.path.isfile(os.path.join(path, "config.pbtxt")):
             parent = os.path.dirname(os.path.abspath(path))
             logger.warning("'%s' looks like a model; the repository would be the folder around it, '%s'", path, parent)
+
+
+def warn_of_a_missing_backend_directory(settings: Settings) -> None:
+    """No more than that: a command line of Triton's may name the folder of its own backends."""
+    if settings.backend_directory and not os.path.isdir(settings.backend_directory):
+        logger.warning("there is no folder '%s' with backends (--backend-directory)", settings.backend_directory)
 
 
 def _take(run_dir: RunDir, settings: Settings) -> Lock:

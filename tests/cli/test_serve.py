@@ -228,8 +228,10 @@ def test_a_model_that_fails_stops_the_server(repository: Path, run_dir: Path) ->
 
 
 def test_a_model_in_the_place_of_its_repository(repository: Path, run_dir: Path) -> None:
-    with serving([repository / "simple"], run_dir, "--exit-on-error=false") as server:
+    flags = ("--exit-on-error=false", "--backend-directory=/nowhere")
+    with serving([repository / "simple"], run_dir, *flags) as server:
         assert "looks like a model; the repository would be the folder around it" in server.output
+        assert "there is no folder '/nowhere' with backends" in server.output
 
 
 def test_a_repository_without_models(run_dir: Path, tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ class Reports:
     def closed(self, closed: Closed) -> None:
         if self._shared.put_down_open(closed):
             self._send(closed)
-        if not self._shared.has_open or self._shared.has_unreported:
-            self._shared.wake()  # to end, if that is what it waits for, or to try again
+        if self._shared.has_unreported or (self._shared.draining and not self._shared.has_open):
+            self._shared.wake()  # to try again, or to end
 
     def send_kept(self) -> None:
         """What could not be told when it happened."""

@@ -41,7 +41,7 @@ FAILURES = {
     "request.get_response_sender().send(flags=1)": (
         "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
     ),
-    "pb_utils.MetricFamily('a b', 'c', pb_utils.MetricFamily.COUNTER)": "Error when creating MetricFamily: Failed to proc",
+    "pb_utils.MetricFamily('a b', 'c', pb_utils.MetricFamily.COUNTER)": "Error when creating MetricFamily: Failed",
     "Tensor('OUT', np.array(['a'])).to_dlpack()": "DLPack does not have support for string tensors.",
     "Tensor.from_dlpack('OUT', np.zeros((2, 4))[:, ::2])": "DLPack tensor is not contiguous.",
 }

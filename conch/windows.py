@@ -5,7 +5,8 @@ waits. The requester says with ``Window`` what has been read, at the latest afte
 ``READ_NBYTES`` bytes: sooner than the worker can have to wait for it.
 """
 
-RESPONSES = 128
+#: a language model's whole answer, as a rule: a client that reads it slowly then holds up nobody
+RESPONSES = 1024
 NBYTES = 32 << 20
 READ_RESPONSES = 32
 READ_NBYTES = 1 << 20

@@ -108,6 +108,7 @@ class Exchange:
         self._started_ms = started_ms
         self._started = False
         self._exiting = False
+        self._draining = False
         self._lifecycle_wakeup: float | None = None
 
     # ----------------------------------------------------------------------------------------------------- the shell
@@ -120,6 +121,8 @@ class Exchange:
         instructions = self._dispatcher.dispatch(now)
         if instructions:
             self._carry_out(instructions, now)
+        if self._exiting and not self._draining and self._dispatcher.is_idle:
+            self._drain(now)
 
     def tick(self, now: float) -> None:
         """To be called when ``next_wakeup`` has come; ``flush`` afterwards."""
@@ -144,18 +147,27 @@ class Exchange:
         return None if wakeup == inf else wakeup
 
     def exit(self, now: float) -> None:
-        """Every model is unloaded; what is accepted still runs."""
+        """What is accepted still runs, and so do the models that it asks. Then every model is unloaded."""
         self._exiting = True
-        self._live(self._lifecycle.drain_all(now), now)
+        self._dispatcher.exit()
+        self._live(self._lifecycle.exit(now), now)
         self._tables.models_changed()
         self._tables.stop_waiting()
 
+    def _drain(self, now: float) -> None:
+        self._draining = True
+        self._live(self._lifecycle.drain_all(now), now)
+        self._carry_out(self._dispatcher.dispatch(now), now)
+
     def kill_all(self, now: float) -> None:
+        """After ``exit``, when there is no more time."""
+        if not self._draining:
+            self._drain(now)
         self._live(self._lifecycle.kill_all(now), now)
 
     @property
     def drained(self) -> bool:
-        return self._lifecycle.drained
+        return self._draining and self._lifecycle.drained
 
     @property
     def state(self) -> ServerState:
@@ -294,7 +306,7 @@ class Exchange:
         else:
             self._tables.add_requester(peer)
         last_loss = hello.last_loss if hello.epoch == self.epoch else 0
-        self._dispatcher.requester_hello(hello.requester, hello.awaited, last_loss)
+        self._dispatcher.requester_hello(hello.requester, hello.awaited, last_loss, inside=bool(hello.worker))
         if not self._outlet.watch(peer, hello.pid):
             self.gone(peer, now)
 

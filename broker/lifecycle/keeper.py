@@ -278,8 +278,8 @@ class Keeper:
     def _drop_folders(self, folders: set[str]) -> None:
         self._out.extend(DropFolder(folder) for folder in sorted(folders) if folder)
 
-    def stop_all(self, fault: Fault, now: float) -> None:
-        """Exit: gives up every operation, answering with ``fault``, and unloads everything."""
+    def give_up_all(self, fault: Fault, now: float) -> None:
+        """Ends every operation, answering with ``fault``. What serves goes on serving."""
         self._polls.clear()
         self._runnable.clear()
         for model in self.models.values():
@@ -289,6 +289,11 @@ class Keeper:
                 for copy in operation.copies:
                     self._give_up(model, copy, "unloaded", now)
             model.operations.clear()
+            self._settle(model)
+        self.table_changed = True
+
+    def unload_all(self) -> None:
+        for model in self.models.values():
             for slot in model.serving:
                 self._unload_version(model, slot)
             model.stale_folders.add(model.override.folder)

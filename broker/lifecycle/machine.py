@@ -12,7 +12,8 @@ A pure machine: every public method takes an event and returns what is to be don
                          died(…, counts_against_budget=not retrying)
     LoadModel, UnloadModel, AskReady, Checked      load(), unload(), ask_ready(), checked()
     next_wakeup passed   tick()
-    exit                 drain_all(), then wait for ``drained`` or the time-out, then kill_all()
+    exit                 exit(), then wait until no request is left, then drain_all(), then wait for ``drained``;
+                         after the time-out drain_all() and kill_all()
     TableChanged         ModelTable(models=entries()); ``startup_finished`` says when the server leaves "starting"
 
 All ``now`` are seconds on the monotonic clock. Times are decided here and nowhere else.
@@ -157,13 +158,18 @@ class Lifecycle:
             self._startup.add(self._keeper.enqueue(name, load=True, override=override).number)
         return self._take(now)
 
-    def drain_all(self, now: float) -> list[LifecycleInstruction]:
-        """Exit: nothing is loaded any more, what runs may finish. ``drained`` says when it has."""
+    def exit(self, now: float) -> list[LifecycleInstruction]:
+        """Nothing is loaded or unloaded any more. What serves goes on: models that run may need it to finish."""
         self._exiting = True
         self._scanned = True
         self._startup.clear()
         self._loads = {}
-        self._keeper.stop_all(_EXITING, now)
+        self._keeper.give_up_all(_EXITING, now)
+        return self._take(now)
+
+    def drain_all(self, now: float) -> list[LifecycleInstruction]:
+        """After ``exit``: everything is unloaded. ``drained`` says when the workers have ended."""
+        self._keeper.unload_all()
         for id in list(self._roster.strays):
             self._roster.send_away(id, now, patiently=False)
         return self._take(now)

@@ -11,6 +11,7 @@ from math import inf
 from broker.instructions import Instruction, ToControl, ToPeer
 from broker.scheduling.batches import ALONE_S, Batches
 from broker.scheduling.cycles import MAX_DEPTH, TOO_DEEP, Cycles
+from broker.scheduling.exiting import EXITING, may_come
 from broker.scheduling.finishing import finish_open, finish_partly
 from broker.scheduling.job import GONE, QUEUED, RUNNING, Job
 from broker.scheduling.queues import QUEUE_FULL, TIMED_OUT
@@ -59,6 +60,7 @@ class Dispatcher:
         self._timed: set[ModelSlot] = set()
         self._paused: set[WorkerSlot] = set()
         self._starting = True
+        self._exiting = False
         self._out = self._requesters.out
         self._batches = Batches(epoch, self._out)
         self._cycles = Cycles(self._requesters.find)
@@ -99,6 +101,10 @@ class Dispatcher:
         self._starting = False
         for key in [key for key, model in self._models.items() if not model.known and not model.workers]:
             self.remove_model(*key, not_ready(*key), now)
+
+    def exit(self) -> None:
+        """From now on only what accepted work needs is accepted, until ``is_idle``."""
+        self._exiting = True
 
     def _model(self, name: str, version: int) -> ModelSlot:
         model = self._models.get((name, version))
@@ -235,10 +241,12 @@ class Dispatcher:
 
     # ---------------------------------------------------------------------------------------------- requesters
 
-    def requester_hello(self, requester: str, awaited: Iterable[Awaited], last_loss: int = 0) -> None:
+    def requester_hello(
+        self, requester: str, awaited: Iterable[Awaited], last_loss: int = 0, inside: bool = False
+    ) -> None:
         """It is there (again), has read our ``Lost`` up to number ``last_loss``, and awaits these. What is not known
-        here is looked for, or lost."""
-        jobs = self._requesters.jobs.setdefault(requester, {})
+        here is looked for, or lost. ``inside``: it lives in a worker."""
+        jobs = self._requesters.hello(requester, inside)
         for item in awaited:
             job = jobs.get(item.id)
             if job is not None:
@@ -278,6 +286,9 @@ class Dispatcher:
                 return
             model = self._model(request.model, request.version)
         job = Job(requester, request, id, request.attempt, now)
+        if self._exiting and not may_come(self._requesters, requester, request):
+            self._reject(job, EXITING, now)
+            return
         if request.parent is not None:
             if request.depth > MAX_DEPTH:
                 self._reject(job, TOO_DEEP, now)
@@ -478,7 +489,8 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Nothing is queued and nothing runs."""
-        return not any(model.queued or model.running for model in self._models.values())
+        runs = any(not worker.holds_nothing for worker in self._workers.values())
+        return not runs and not any(model.queued for model in self._models.values())
 
 
 def not_ready(name: str, version: int) -> Fault:

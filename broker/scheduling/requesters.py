@@ -10,10 +10,11 @@ LOST_BY_RESTART = Fault("Unavailable", "the request was lost when a part of the 
 
 class Requesters:
     """``jobs`` holds every queued and running job by requester and id. A requester that is not in it is dead, and is
-    told nothing. Messages are appended to ``out``."""
+    told nothing. ``inside``: those that live in workers. Messages are appended to ``out``."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, dict[int, Job]] = {}
+        self.inside: set[str] = set()
         self.out: list[Instruction] = []
         #: what runs on although its requester is dead
         self._orphans: dict[tuple[str, int], Job] = {}
@@ -39,9 +40,16 @@ class Requesters:
         told = self._told.get((requester, id, attempt))
         return told is not None and (told == 0 or told > last_loss)
 
+    def hello(self, requester: str, inside: bool) -> dict[int, Job]:
+        """It is there (again). Returns what it has here."""
+        if inside:
+            self.inside.add(requester)
+        return self.jobs.setdefault(requester, {})
+
     def forget(self, requester: str) -> list[Job]:
         """It is dead; returns what it had."""
         self._told = {told: number for told, number in self._told.items() if told[0] != requester}
+        self.inside.discard(requester)
         jobs = list(self.jobs.pop(requester, {}).values())
         self._orphans.update({(requester, job.id): job for job in jobs if job.state == RUNNING})
         return jobs

@@ -97,11 +97,15 @@ class ReadyModel:
 class ModelTableView:
     """``update`` swaps the whole table; everything else reads the one it was last given. ``lookup`` is for any thread.
 
+    ``inside``: for a requester that lives in a worker. Its model may finish what it runs while the server exits, so it
+    finds others until the end.
+
     ``broker_absent`` is set by the requester while there has been no broker for longer than a restart takes: the table
     is old then, and the server is not ready. ``known`` is False until the first table has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inside: bool = False) -> None:
+        self._inside = inside
         self.broker_absent = False
         self.known = False
         #: how many tables there have been: whoever keeps what it made of one can see that it is old
@@ -113,6 +117,7 @@ class ModelTableView:
         self._latest: dict[str, ReadyModel] = {}
 
     def update(self, table: ModelTable) -> None:
+        closed = table.server == "exiting" and not self._inside
         by_name: dict[str, dict[int, ModelEntry]] = {}
         ready: dict[tuple[str, int], ReadyModel] = {}
         latest: dict[str, ReadyModel] = {}
@@ -121,7 +126,7 @@ class ModelTableView:
             versions = by_name.setdefault(entry.name, {})
             if entry.version > 0:
                 versions[entry.version] = entry
-            if entry.state != "READY":
+            if entry.state != "READY" or closed:
                 continue
             model = self._model(entry)
             if model is not None:
@@ -163,7 +168,7 @@ class ModelTableView:
         raise self._absent(name, version)
 
     def _absent(self, name: str, version: str) -> NotFound | NotReady:
-        if self._server == "exiting":
+        if self._server == "exiting" and not self._inside:
             return NotReady("Server exiting")
         if not self.known:
             return NotReady("the server is starting")

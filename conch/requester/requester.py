@@ -110,7 +110,7 @@ class Requester:
     ) -> None:
         self.id = new_peer_id()
         self._worker = worker
-        self.models = ModelTableView()
+        self.models = ModelTableView(inside=bool(worker))
         self.regions = RegionTableView()
         self.server_settings = ServerSettings(0, LogSettings(), {"": TraceSettings()})
         self.on_table: Callable[[ModelTable], None] | None = None

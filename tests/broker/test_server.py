@@ -234,6 +234,28 @@ def test_a_stop_lets_requests_finish(run_dir: Path, repository: Path) -> None:
         assert process.process.wait(10) == 0
 
 
+def test_a_stop_lets_models_ask(run_dir: Path, repository: Path) -> None:
+    with broker(run_dir, repository) as process, around(run_dir) as peers:
+        requester, launcher = peers.requester(), peers.launcher()
+        worker = launcher.spawn()
+        requester.expect_table("echo", "READY")
+        model = peers.requester(worker=worker.id)
+        requester.submit(1, "echo")
+        first = worker.batch()
+        process.process.terminate()
+        while requester.expect(messages.ModelTable).server != "exiting":
+            pass
+        requester.submit(2, "echo")
+        assert requester.expect(messages.Rejected).id == 2
+        assert model.expect_table("echo", "READY")
+        model.submit(1, "echo")
+        worker.done(first)
+        worker.done(worker.batch())
+        worker.control.expect(messages.Drain)
+        launcher.died(worker, signal=0)
+        assert process.process.wait(10) == 0
+
+
 def test_a_stop_has_a_limit(run_dir: Path, repository: Path) -> None:
     with broker(run_dir, repository, exit_timeout_secs="1") as process, around(run_dir) as peers:
         requester, launcher = peers.requester(), peers.launcher()

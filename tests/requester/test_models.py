@@ -72,6 +72,17 @@ class TestLookup:
         with pytest.raises(NotReady, match="Server exiting"):
             view(server="exiting").lookup("simple")
 
+    def test_while_exiting_for_clients_and_for_models(self) -> None:
+        exiting = table(entry(), server="exiting")
+        outside, inside = ModelTableView(), ModelTableView(inside=True)
+        outside.update(exiting)
+        inside.update(exiting)
+        with pytest.raises(NotReady, match="Server exiting"):
+            outside.lookup("simple")
+        assert inside.lookup("simple").version == 1 and inside.model_ready("simple")
+        with pytest.raises(NotFound):
+            inside.lookup("other")
+
     def test_unchanged_models_are_kept_over_updates(self) -> None:
         models = view(entry(), entry("other"))
         before, other = models.lookup("simple"), models.lookup("other")

@@ -101,7 +101,7 @@ def test_a_clean_exit_leaves_no_loads_behind() -> None:
     world = World([snapshot()]).start().settle()
     world.load()
     world.settle()
-    world.do(world.machine.drain_all(world.now))
+    world.exit()
     world.settle()
     world.restart_broker()
     world.settle()
@@ -113,7 +113,7 @@ def test_a_clean_exit_leaves_no_loads_behind() -> None:
 
 def test_exit_drains_everything() -> None:
     world = loaded(snapshot("a", count=2), snapshot("b"))
-    world.do(world.machine.drain_all(world.now))
+    world.exit()
     assert world.alive and not world.accepting
     world.settle()
     assert world.machine.drained and not world.alive
@@ -124,7 +124,7 @@ def test_exit_while_loading_answers_and_kills() -> None:
     world = World([snapshot("a"), snapshot("b")]).start().settle()
     calls = [world.load("a"), world.load("b"), world.unload("a")]
     world.happen()
-    world.do(world.machine.drain_all(world.now))
+    world.exit()
     assert [world.answer(call) for call in calls] == [Fault("Unavailable", "the server is exiting")] * 3
     world.settle()
     assert world.machine.drained and not world.alive
@@ -133,8 +133,35 @@ def test_exit_while_loading_answers_and_kills() -> None:
 
 def test_exit_that_takes_too_long() -> None:
     world = loaded(snapshot(count=2))
-    world.do(world.machine.drain_all(world.now))
+    world.exit()
     world.due.clear()
     world.do(world.machine.kill_all(world.now))
     world.settle()
     assert world.machine.drained and not world.alive
+
+
+def test_what_serves_goes_on_until_everything_is_drained() -> None:
+    world = loaded(snapshot("a", count=2), snapshot("b"))
+    world.do(world.machine.exit(world.now))
+    world.settle()
+    assert set(world.states().values()) == {READY} and len(world.usable) == 3
+    world.die(world.alive[0])
+    world.settle()
+    assert len(world.usable) == 3
+    world.do(world.machine.drain_all(world.now))
+    world.settle()
+    assert world.machine.drained and not world.alive
+
+
+def test_a_reload_is_given_up_at_exit() -> None:
+    world = World([snapshot()]).start().settle()
+    world.load()
+    world.settle()
+    (serving,) = world.alive
+    world.models["m"] = snapshot(files="b")
+    call = world.load()
+    world.happen()
+    world.do(world.machine.exit(world.now))
+    world.settle()
+    assert world.answer(call) == Fault("Unavailable", "the server is exiting")
+    assert world.alive == [serving] and world.entry().state == READY

@@ -202,7 +202,7 @@ class Interleavings(RuleBasedStateMachine):
         assert wanted == set(world.usable) == {process.id for process in world.alive}
         for entry in world.machine.entries():
             assert entry.state in ("READY", "UNAVAILABLE", "UNKNOWN")
-        world.do(world.machine.drain_all(world.now))
+        world.exit()
         world.settle()
         assert world.machine.drained
         assert not world.alive

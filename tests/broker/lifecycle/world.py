@@ -178,6 +178,11 @@ class World:
             self.launcher_hello()
         return self
 
+    def exit(self) -> None:
+        """Without a request that would have to finish first."""
+        self.do(self.machine.exit(self.now))
+        self.do(self.machine.drain_all(self.now))
+
     def restart_broker(self) -> None:
         """The broker dies and comes back; launcher and workers are still there and will say so."""
         self._reset()

@@ -37,7 +37,7 @@ class Broker:
                 last_loss = message.last_loss if message.epoch == self.epoch else 0
                 self.send(requester, messages.Welcome(1, self.epoch))
                 self.requesters.add(requester)
-                dispatcher.requester_hello(requester, awaited, last_loss)
+                dispatcher.requester_hello(requester, awaited, last_loss, inside=bool(message.worker))
                 if not self.world.requesters[requester].alive:
                     self.gone(requester)
             case Request() | Cancel() if peer.name not in self.requesters:

@@ -26,7 +26,7 @@ from conch.tensors import STORAGE_DTYPES
 from shm.base import BadReference
 from shm.client_regions import ClientWindow
 from workers.backends.base import RESCHEDULED, Backend, Input, InputHold, Item, Result, Timing
-from workers.flow import Flow
+from workers.flow import Flow, Flows
 from workers.outputs import Place
 from workers.replies import Desk, Replies
 from workers.responses import RequesterGone
@@ -46,6 +46,7 @@ class BatchRunner:
         self._desk = desk
         self._connections = desk.connections
         self._decoupled = config.decoupled
+        self._flows = Flows(desk.arena.arena.cap_nbytes)
         self._lends = self._connections.lends_inputs = backend.lends_inputs
         #: those that the model wants to be given once more, by requester, id and attempt
         self._again: dict[tuple[str, int, int], Replies] = {}
@@ -159,7 +160,7 @@ class BatchRunner:
                 return again
         if not self._decoupled:
             return Replies(self._desk, dispatch, None)
-        flow = self._connections.streams[dispatch.requester, request.id] = Flow()
+        flow = self._connections.streams[dispatch.requester, request.id] = Flow(self._flows)
         return Replies(self._desk, dispatch, flow)
 
     def _keep(self, replies: Replies) -> None:

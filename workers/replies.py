@@ -29,6 +29,8 @@ from workers.shared_state import SharedState
 
 logger = logging.getLogger("conch.workers.replies")
 
+#: between looks whether other requests' responses have been read
+_ROOM_LOOK_MS = 20
 _NO_TARGETS: Mapping[str, ClientWindow] = MappingProxyType({})
 _NOTHING = Result()
 
@@ -200,9 +202,10 @@ class Replies:
                     if counted is not None:
                         counted.sending(nbytes)
                     return result, place, nbytes
+                look_ms = _ROOM_LOOK_MS if counted.waits_for_others else None
                 descriptor = desk.connections.descriptor(self.requester)
                 waker = counted.begin_waiting()
-            self._wait(counted, descriptor, waker)
+            self._wait(counted, descriptor, waker, look_ms)
 
     def _take_back(self, place: Place | None, counted: Flow | None, nbytes: int) -> None:
         self.free(place)
@@ -213,14 +216,14 @@ class Replies:
         if self.closed or self._desk.closed:
             raise ReplyClosed(f"request {self.request.id} has had its final response")
 
-    def _wait(self, flow: Flow, descriptor: int | None, waker: int) -> None:
-        """Until something may have changed. Reads what the requester says itself, because the main thread may run the
-        model, or be the one that waits."""
+    def _wait(self, flow: Flow, descriptor: int | None, waker: int, look_ms: int | None) -> None:
+        """Until something may have changed, or for ``look_ms``. Reads what the requester says itself, because the main
+        thread may run the model, or be the one that waits."""
         if descriptor is not None and not self.is_cancelled():
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             poll.register(waker, select.POLLIN)
-            poll.poll()
+            poll.poll(look_ms)
         with self._desk.lock:
             flow.end_waiting(waker)
             if not self._desk.closed and not self._desk.connections.read(self.requester):
@@ -292,6 +295,7 @@ class Replies:
         """No ``Window`` concerns it any more."""
         if self.flow is not None:
             self.undelivered |= self.flow.broken
+            self.flow.end()
             self._desk.connections.streams.pop((self.requester, self.request.id), None)
 
     def report(self) -> Closed:

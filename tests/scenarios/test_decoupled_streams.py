@@ -15,6 +15,8 @@ from tests.scenarios.harness import Server
 STREAMS = 200
 #: of one worker's outputs: what stays leased would soon fill it
 ARENA_NBYTES = 192 << 20
+#: less than what the clients of one model may leave unread
+SMALL_ARENA_NBYTES = 16 << 20
 #: beyond what processes have before: the window of one stream, several copies of it on its way, and arenas
 MORE_NBYTES = 256 << 20
 
@@ -67,6 +69,27 @@ def test_a_client_that_does_not_read(serve: Serve, repository: Path) -> None:
         assert memory_nbytes(server) - before_nbytes < MORE_NBYTES
         for _ in range(2 * sent):  # and goes on as soon as the client does
             assert len(text_of(slow.answer())) == 100_000
+    until_idle(server)
+
+
+@pytest.mark.timeout(90)
+def test_clients_that_do_not_read_fill_a_worker_s_memory(serve: Serve, repository: Path) -> None:
+    """Then the model waits for them, too: none of them is sent an error."""
+    server = serve(repository, f"--worker-arena-nbytes={SMALL_ARENA_NBYTES}")
+    streams = [Stream(server.grpc_url, telling("big 1000000")) for _ in range(4)]
+    try:
+        for stream in streams:
+            assert len(text_of(stream.answer())) == 1_000_000
+        sent = -1
+        while sent != state(server)[1]:
+            sent = state(server)[1]
+        for _ in range(sent):
+            for stream in streams:
+                assert len(text_of(stream.answer())) == 1_000_000
+    finally:
+        for stream in streams:
+            with stream:
+                pass
     until_idle(server)
 
 

@@ -1,6 +1,8 @@
 """``pb_utils.Tensor``: DLPack both ways, what is lent, what is copied, and what nobody can write to."""
 
+import copy
 import gc
+import multiprocessing
 import sys
 import weakref
 from typing import Any
@@ -60,7 +62,7 @@ def test_numpy_reads_a_tensor(dtype: Any) -> None:
 
 def test_bf16_goes_both_ways() -> None:
     patterns = np.array([0x3F80, 0x4000], np.uint16)
-    tensor = Tensor.from_dlpack("a", dlpack.capsule_of(patterns, True, None))
+    tensor = Tensor.from_dlpack("a", dlpack.capsule_of(patterns, True))
     assert tensor.triton_dtype() == 14 and tensor.shape() == [2]
     again = Tensor.from_dlpack("b", tensor)
     assert again.triton_dtype() == 14
@@ -90,26 +92,37 @@ def test_a_copy_on_demand() -> None:
     assert array[0] == 0
 
 
-def test_a_capsule_keeps_its_tensor_until_it_is_gone() -> None:
-    tensor = Tensor("a", np.zeros(3))
-    before = sys.getrefcount(tensor)
-    capsule = tensor.to_dlpack()
-    assert sys.getrefcount(tensor) == before + 1
+def test_a_capsule_keeps_its_array_until_it_is_gone() -> None:
+    array = np.zeros(3)
+    before = sys.getrefcount(array)
+    capsule = Tensor("a", array).to_dlpack()
+    assert sys.getrefcount(array) == before + 1
     del capsule
-    assert sys.getrefcount(tensor) == before
+    assert sys.getrefcount(array) == before
 
 
-def test_what_was_made_of_a_capsule_keeps_the_tensor() -> None:
-    tensor = Tensor("a", np.arange(1000))
-    gone = weakref.ref(tensor)
-    array = Tensor.from_dlpack("b", tensor.to_dlpack()).as_numpy()
-    del tensor
+@pytest.mark.parametrize("writeable", [True, False])
+def test_what_was_made_of_a_capsule_keeps_the_array(writeable: bool) -> None:
+    source = np.arange(1000)
+    source.flags.writeable = writeable
+    gone = weakref.ref(source)
+    array = Tensor.from_dlpack("b", Tensor("a", source).to_dlpack()).as_numpy()
+    del source
     gc.collect()
     assert gone() is not None and array.sum() == 499500
     del array
     gc.collect()
     assert gone() is None
-    assert not dlpack._exported
+
+
+def test_a_capsule_that_is_dropped_with_an_exception_on_its_way() -> None:
+    patterns = np.array([0x3F80], np.uint16)
+    before = sys.getrefcount(patterns)
+    tensor = Tensor.from_dlpack("a", dlpack.capsule_of(patterns, True))
+    with pytest.raises((RuntimeError, BufferError)):  # and no SystemError
+        np.from_dlpack(tensor)  # type: ignore[arg-type]
+    del tensor
+    assert sys.getrefcount(patterns) == before
 
 
 def test_a_capsule_is_used_once() -> None:
@@ -143,9 +156,8 @@ def test_what_cannot_come_from_dlpack(made_of: object, text: str) -> None:
 
 
 def test_a_type_that_triton_does_not_have() -> None:
-    capsule = dlpack.capsule_of(np.zeros(2), False, None)
-    managed = dlpack._exported[next(iter(dlpack._exported))][0]
-    managed.tensor.lanes = 4  # type: ignore[attr-defined]
+    capsule = dlpack.capsule_of(np.zeros(2), False)
+    dlpack._managed_by(capsule).contents.tensor.lanes = 4
     with pytest.raises(pb_utils.TritonModelException, match="type code 2, 64 bits and 4 lanes"):
         Tensor.from_dlpack("a", capsule)
 
@@ -252,3 +264,35 @@ def test_a_read_only_input_that_cannot_be_held_is_a_copy() -> None:
 def test_read_only_strings() -> None:
     tensor = read_only_input_tensor(Input("a", "BYTES", (1,), memoryview(tensors.pack([b"x"])), lent(5)))
     assert tensor.as_numpy().tolist() == [b"x"]
+
+
+# ------------------------------------------------------------------------------------------------------------- copies
+
+
+def sent_to_another_process(tensor: Tensor) -> Tensor:
+    """As ``multiprocessing`` does it."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with receiver, sender:
+        sender.send(tensor)
+        received: Tensor = receiver.recv()
+    return received
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, sent_to_another_process])
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_a_copy_needs_nobody_elses_memory(copied: Any, looked_at: bool) -> None:
+    memory = bytearray(np.arange(3, dtype=np.float32).tobytes())
+    tensor = input_tensor(Input("a", "FP32", (3,), memoryview(memory)))
+    if looked_at:
+        tensor.as_numpy()
+    made = copied(tensor)
+    memory[:] = bytes(12)
+    assert (made.name(), made.triton_dtype(), made.shape()) == ("a", 11, [3])
+    assert made.as_numpy().tolist() == [0, 1, 2]
+
+
+def test_a_copy_of_bf16_and_of_bytes() -> None:
+    tensor = Tensor.from_dlpack("a", dlpack.capsule_of(np.array([0x3F80], np.uint16), True))
+    assert sent_to_another_process(tensor).triton_dtype() == 14
+    words = input_tensor(Input("a", "BYTES", (1,), memoryview(b"\3\0\0\0abc")))
+    assert copy.deepcopy(words).as_numpy().tolist() == [b"abc"]

@@ -1,4 +1,4 @@
-"""DLPack by hand: NumPy knows no BF16, refuses arrays that must not be written to, and gives such ones.
+"""DLPack where NumPy falls short: it knows no BF16, refuses arrays that must not be written to, and gives such ones.
 
 ::
 
@@ -18,9 +18,8 @@ Array = npt.NDArray[Any]
 
 CPU = 1
 _CUDA_HOST = 3
-#: DLDataTypeCode of NumPy's kinds
-_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
-_KINDS = {code: kind for kind, code in _CODES.items()}
+#: NumPy's kinds, by DLDataTypeCode
+_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}
 _BFLOAT = 4
 _BITS = {"i": (8, 16, 32, 64), "u": (8, 16, 32, 64), "f": (16, 32, 64), "b": (8,)}
 _NAME = b"dltensor"
@@ -49,10 +48,6 @@ class _DLManagedTensor(ctypes.Structure):
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_DLManagedTensor))
 _DLManagedTensor._fields_ = [("tensor", _DLTensor), ("context", ctypes.c_void_p), ("deleter", _Deleter)]
 
-_CapsuleDestructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-_new_capsule = ctypes.pythonapi.PyCapsule_New
-_new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, _CapsuleDestructor]
 _is_valid = ctypes.pythonapi.PyCapsule_IsValid
 _is_valid.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -60,53 +55,17 @@ _pointer.restype = ctypes.c_void_p
 _pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _set_name = ctypes.pythonapi.PyCapsule_SetName
 _set_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
-#: in a destructor the capsule is being freed: it may only be passed by address
-_is_valid_address = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_IsValid", ctypes.pythonapi)
-)
-_pointer_of_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-
-#: what exported tensors point to, by the address of their DLManagedTensor, until the consumer's deleter call
-_exported: dict[int, tuple[object, ...]] = {}
 
 
-def _delete(managed: Any) -> None:
-    _exported.pop(ctypes.addressof(managed.contents), None)
-
-
-def _destroy_unused(capsule: int) -> None:
-    if _is_valid_address(capsule, _NAME):
-        _exported.pop(_pointer_of_address(capsule, _NAME), None)
-
-
-_deleter = _Deleter(_delete)
-_destructor = _CapsuleDestructor(_destroy_unused)
-
-
-def capsule_of(array: Array, is_bf16: bool, owner: object) -> object:
-    """A capsule of ``array``, which is C-contiguous; BF16 is given as its 16-bit patterns. ``owner`` lives as long as
-    the capsule, or what was made of it."""
-    dtype = array.dtype
-    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
-    managed = _DLManagedTensor()
-    managed.tensor = _DLTensor(
-        array.ctypes.data,
-        CPU,
-        0,
-        array.ndim,
-        _BFLOAT if is_bf16 else _CODES[dtype.kind],
-        8 * dtype.itemsize,
-        1,
-        shape,
-        ctypes.POINTER(ctypes.c_int64)(),
-        0,
-    )
-    managed.deleter = _deleter
-    address = ctypes.addressof(managed)
-    _exported[address] = (managed, shape, array, owner)
-    return _new_capsule(address, _NAME, _destructor)
+def capsule_of(array: Array, is_bf16: bool) -> object:
+    """A capsule of ``array``, which is C-contiguous; BF16 is given as its 16-bit patterns."""
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    # NumPy's: one with a destructor in Python harms the exception that is on its way when it is dropped
+    capsule = np.ndarray.__dlpack__(array)
+    if is_bf16:
+        _managed_by(capsule).contents.tensor.code = _BFLOAT
+    return capsule
 
 
 def array_of(tensor: Any) -> tuple[Array, bool]:
@@ -125,7 +84,7 @@ def array_of(tensor: Any) -> tuple[Array, bool]:
         )
     if not _is_valid(capsule, _NAME):
         raise TritonModelException("The DLPack capsule has been used already.")
-    managed = ctypes.cast(_pointer(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
+    managed = _managed_by(capsule)
     described = managed.contents.tensor
     _check_device(described.device_type)
     is_bf16 = (described.code, described.bits, described.lanes) == (_BFLOAT, 16, 1)
@@ -145,6 +104,10 @@ def array_of(tensor: Any) -> tuple[Array, bool]:
     return np.asarray(_Owner(managed, interface)), is_bf16
 
 
+def _managed_by(capsule: object) -> Any:
+    return ctypes.cast(_pointer(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
+
+
 def _check_device(device_type: int) -> None:
     if device_type not in (CPU, _CUDA_HOST):
         raise TritonModelException(f"DLDevice type {device_type} is not support by Python backend.")
@@ -158,6 +121,14 @@ def _dtype(described: Any) -> np.dtype[Any]:
             "supported."
         )
     return np.dtype(f"{kind}{described.bits // 8}")
+
+
+class _Writable:
+    """An array over the memory of another one, without its mark that nobody may write there: DLPack has none."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
 class _Owner:

@@ -1,5 +1,6 @@
 """``pb_utils.Tensor``."""
 
+import os
 import threading
 from typing import Any, cast
 
@@ -18,8 +19,9 @@ from workers.python_utils.texts import text
 
 Array = npt.NDArray[Any]
 _NUMPY_DTYPES = tensors.NUMPY_DTYPES
-#: a final response, which makes copies of the inputs that are left, may come from any thread
-_materialising = threading.Lock()
+#: A final response, which makes copies of the inputs that are left, may come from any thread. Of the kind that its
+#: holder may take again: a garbage collection may run code of the model that sends one.
+_materialising = threading.RLock()
 
 
 class Tensor:
@@ -110,10 +112,11 @@ class Tensor:
 
     def _keep(self) -> None:
         """Makes the tensor last beyond the memory that its bytes were lent in."""
-        if self._lent is not None and self._source is not None:
-            self._source = bytes(self._source)
-            COPIES.kept += len(self._source)
-            self._lent = None
+        with _materialising:
+            if self._lent is not None and self._source is not None:
+                self._source = bytes(self._source)
+                COPIES.kept += len(self._source)
+                self._lent = None
 
     def _as_input(self) -> TensorInput:
         """What another model is asked with: nothing is copied here that can be lent."""
@@ -139,18 +142,23 @@ class Tensor:
             data = tensors.pack(tensors.elements_of(array))  # of an input, which the model may have changed
         return TensorInput(self._name, self._datatype, self._shape, data)
 
+    def __reduce__(self) -> Any:
+        """To be copied or pickled: as its array. A copy of the state would read bytes that go away."""
+        array = self._array
+        return _remade, (self._name, self._datatype, array if array is not None else self._materialise())
+
     def to_dlpack(self) -> object:
         """A DLPack capsule of the array that ``as_numpy`` returns."""
         if self._datatype == "BYTES":
             raise TritonModelException("DLPack does not have support for string tensors.")
         array = self._array if self._array is not None else self._materialise()
-        return dlpack.capsule_of(array, self._datatype == "BF16", self)
+        return dlpack.capsule_of(array, self._datatype == "BF16")
 
     def __dlpack__(self, *, stream: object = None, copy: bool | None = None, **_options: object) -> object:
         if not copy:
             return self.to_dlpack()
         array = self._array if self._array is not None else self._materialise()
-        return dlpack.capsule_of(array.copy(), self._datatype == "BF16", None)
+        return dlpack.capsule_of(array.copy(), self._datatype == "BF16")
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CPU, 0
@@ -171,6 +179,21 @@ class Tensor:
         if is_bf16:
             made._datatype = "BF16"
         return made
+
+
+def _remade(name: str, datatype: str, array: Array) -> Tensor:
+    tensor = Tensor(name, array)
+    tensor._datatype = datatype
+    return tensor
+
+
+def _make_lock() -> None:
+    global _materialising
+    _materialising = threading.RLock()
+
+
+# in a forked child, nobody would let go of a lock that another thread held
+os.register_at_fork(after_in_child=_make_lock)
 
 
 def _name(name: Any) -> str:

@@ -44,7 +44,7 @@ from workers.shared_state import SharedState
 logger = logging.getLogger("conch.workers.worker")
 
 _FLUSH_S = 3.0
-#: how long a model's ``finalize`` may take
+#: how long a model's ``finalize`` may take, with what it has registered with ``atexit``
 FINALIZE_S = 30.0
 #: a connection can be reported before the socket takes messages for it
 _RETRY_S = 0.002
@@ -140,13 +140,13 @@ class Worker:
             self._close()
 
     def _finalize(self, backend: Backend) -> None:
-        """A model that hangs in there must not keep its memory for ever, nor the model from being unloaded."""
-        timer = threading.Timer(FINALIZE_S, _abandon_finalize, [self._spawn.instance_name])
-        timer.daemon = True
+        """A model that hangs in there, or later, must not keep its memory for ever, nor the model from being
+        unloaded."""
         if backend.stops is None:
+            timer = threading.Timer(FINALIZE_S, _abandon, [self._spawn.instance_name])
+            timer.daemon = True
             timer.start()
         backend.finalize()
-        timer.cancel()
 
     def _load_fault(self, error: Exception) -> Fault:
         if isinstance(error, ConchError):
@@ -292,9 +292,11 @@ class Worker:
                     self._connections.read_ready(descriptor)
 
 
-def _abandon_finalize(instance_name: str) -> None:
+def _abandon(instance_name: str) -> None:
     logger.error(
-        "finalize of '%s' has not returned in %.0f s, its process ends. It was here:", instance_name, FINALIZE_S
+        "finalize of '%s' has not come to an end in %.0f s, its process is ended. It was here:",
+        instance_name,
+        FINALIZE_S,
     )
     faulthandler.dump_traceback()
     os._exit(1)

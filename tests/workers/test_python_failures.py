@@ -207,8 +207,12 @@ def test_completion_that_fails(stage: Stage) -> None:
     )
 
 
-def test_a_finalize_that_never_returns_ends_with_the_process() -> None:
-    code = """
+@pytest.mark.parametrize(
+    "hangs", ["time.sleep(60)", "atexit.register(time.sleep, 60)"], ids=["in finalize", "afterwards"]
+)
+def test_a_finalize_that_never_ends_is_ended(hangs: str) -> None:
+    code = f"""
+import atexit
 import time
 from types import SimpleNamespace
 from workers import worker
@@ -217,12 +221,13 @@ class Hangs:
     stops = None
 
     def finalize(self):
-        time.sleep(60)
+        {hangs}
 
 worker.FINALIZE_S = 0.1
 worker.Worker._finalize(SimpleNamespace(_spawn=SimpleNamespace(instance_name="m_0_0")), Hangs())
+atexit._run_exitfuncs()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
-    assert "finalize of 'm_0_0' has not returned in 0 s, its process ends" in done.stderr
-    assert "in finalize" in done.stderr
+    assert "finalize of 'm_0_0' has not come to an end in 0 s, its process is ended" in done.stderr
+    assert 'File "<string>", line ' in done.stderr

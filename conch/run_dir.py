@@ -1,8 +1,6 @@
 """The private directory that holds a running server's sockets, locks, logs and small state files."""
 
-import hashlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -14,7 +12,7 @@ MAX_RUN_DIR_NBYTES = 67
 
 def new_peer_id() -> str:
     """Random name of one process incarnation, 16 hex digits, never reused."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()  # as secrets.token_hex, which loads OpenSSL
 
 
 class RunDir:
@@ -63,6 +61,8 @@ class RunDir:
         return self.model_logs / f"{name.lstrip('.') or '_'}.log"
 
     def debug_socket(self, model: str) -> Path:
+        import hashlib  # it loads OpenSSL, and few processes need it
+
         return self.path / f"debug-{hashlib.sha256(model.encode()).hexdigest()[:8]}.sock"
 
     def worker_file(self, worker: str) -> Path:

@@ -5,7 +5,6 @@ of the ``conch serve`` flag in capitals with ``_`` for ``-``. A repeatable flag'
 """
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -338,6 +337,8 @@ def run_dir_places(environ: Mapping[str, str] = os.environ) -> list[str]:
         places.append(os.path.join(runtime_dir, "conch-"))
     if os.geteuid() == 0:
         places.append("/run/conch-")
+    import tempfile  # imports much, and only the first process of a server has to look for a place
+
     places.append(os.path.join(tempfile.gettempdir(), f"conch-{os.geteuid()}", ""))
     return places
 

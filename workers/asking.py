@@ -1,13 +1,13 @@
 """How a model asks other models: a requester of the worker's own, on a thread of its own."""
 
-import asyncio
 import contextlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conch.errors import ConchError, NotReady, from_fault, to_fault
+from conch.later import Later
 from conch.messages import ModelTable, Parent
 from conch.requester.asked import Asked
 from conch.requester.inference import InferenceCall, Outcome
@@ -15,6 +15,11 @@ from conch.requester.models import ReadyModel
 from conch.requester.requester import Requester
 from conch.run_dir import RunDir
 from workers.copies import COPIES
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 logger = logging.getLogger("conch.workers.asking")
 
@@ -71,8 +76,8 @@ class Asker:
         #: the requester could not be started
         self._broken = False
         #: set once it is known whether models can be asked
-        self._decided = asyncio.Event()
-        self._stop = asyncio.Event()
+        self._decided: asyncio.Event
+        self._stop: asyncio.Event
         #: sends requests that came before the first table
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -138,12 +143,14 @@ class Asker:
         with self._lock, contextlib.suppress(NotReady):
             self._running_loop().call_soon_threadsafe(_cancel_sent, handle)
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _running_loop(self) -> "asyncio.AbstractEventLoop":
         """To be called with the lock held, so that what is then given to the loop comes before its end. Raises
         ``NotReady``."""
         if self._closed:
             raise NotReady(_EXITING)
         if self._loop is None:
+            self._decided = asyncio.Event()
+            self._stop = asyncio.Event()
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._serve, args=(self._loop,), name="asker", daemon=True)
             self._thread.start()
@@ -151,7 +158,7 @@ class Asker:
 
     # ----------------------------------------------------------------------------------------------------- its thread
 
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _serve(self, loop: "asyncio.AbstractEventLoop") -> None:
         try:
             loop.run_until_complete(self._main())
             loop.run_until_complete(loop.shutdown_default_executor())

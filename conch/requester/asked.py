@@ -1,9 +1,10 @@
 """A request that is on its way, as its caller and the requester see it."""
 
-import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from conch.errors import ConchError
 from conch.messages import Block
@@ -12,6 +13,9 @@ from conch.requester.links import WorkerLink
 from conch.windows import READ_NBYTES, READ_RESPONSES
 from shm.lent import Lent
 
+if TYPE_CHECKING:
+    import asyncio
+
 logger = logging.getLogger("conch.requester.asked")
 
 OnAnswer = Callable[[Outcome], None]
@@ -19,6 +23,8 @@ OnResponse = Callable[[Outcome | None, bool], None]
 #: is told of a worker, a request and how many more of its responses have been read
 SayRead = Callable[[WorkerLink, int, int], None]
 _NO_TARGETS: dict[str, RegionWindow] = {}
+#: of the kind that its holder may take again: a garbage collection may release results anywhere
+_counting = threading.RLock()
 
 
 class Asked:
@@ -60,7 +66,7 @@ class Asked:
 class Stream(Asked):
     """One with any number of responses. After ``answer``, or a final response, or ``cancel`` there is no other."""
 
-    __slots__ = ("_lock", "_nbytes", "_responses", "_say_read", "decoupled")
+    __slots__ = ("_nbytes", "_responses", "_say_read", "decoupled")
 
     def __init__(
         self, on_cancel: Callable[[int], None], on_response: OnResponse, say_read: SayRead, decoupled: bool
@@ -71,8 +77,6 @@ class Stream(Asked):
         #: what has been read and not been said yet
         self._responses = 0
         self._nbytes = 0
-        # of the kind that its holder may take again: a garbage collection may release results anywhere
-        self._lock = threading.RLock()
 
     def answer(self, outcome: Outcome | None) -> None:
         self.respond(outcome, True)
@@ -91,7 +95,7 @@ class Stream(Asked):
 
     def has_read(self, link: WorkerLink, nbytes: int) -> None:
         """Whoever asked has read a response of ``nbytes`` that came on ``link``. From any thread."""
-        with self._lock:
+        with _counting:
             self._responses += 1
             self._nbytes += nbytes
             if self._responses < READ_RESPONSES and self._nbytes < READ_NBYTES:
@@ -100,6 +104,15 @@ class Stream(Asked):
             self._responses = self._nbytes = 0
         if self.on_answer is not None:  # otherwise the worker does not wait for it
             self._say_read(link, self.id, responses)
+
+
+def _make_lock() -> None:
+    global _counting
+    _counting = threading.RLock()
+
+
+# in a forked child, nobody would let go of a lock that another thread held
+os.register_at_fork(after_in_child=_make_lock)
 
 
 def settle(future: "asyncio.Future[InferenceResult]", outcome: Outcome) -> None:

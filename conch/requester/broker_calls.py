@@ -1,16 +1,21 @@
 """The shell around ``conch.requester.calls``: futures, and sending."""
 
-import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from conch.channels.seqpacket import MessageTooLong
-from conch.errors import ConchError, InvalidArgument
-from conch.messages import Answer
-from conch.requester.calls import Call, Calls, Waiting, typed_result
+from conch.errors import ConchError, InvalidArgument, NotReady
+from conch.later import Later
+from conch.messages import Answer, LoadModel
+from conch.requester.calls import EXITING, Call, Calls, Waiting, typed_result
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 #: what sending raises for a message that no peer could read, for instance with a number of more than 64 bits
 NOT_SENDABLE = (MessageTooLong, OverflowError, TypeError, ValueError, msgspec.MsgspecError)
@@ -24,9 +29,12 @@ class BrokerCalls:
         self._welcome = welcome
         self._send = send
         self._calls = Calls()
+        self._loads_refused = False
 
     async def ask(self, message: Call) -> Any:
         """Raises what the broker answers, and ``NotReady`` when there is none or it went away."""
+        if self._loads_refused and isinstance(message, LoadModel):
+            raise NotReady(EXITING)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         waiting = self._calls.start(message, future, time.monotonic())
         try:
@@ -60,6 +68,11 @@ class BrokerCalls:
 
     def tick(self, now: float) -> None:
         self._fail(self._calls.tick(now))
+
+    def stop_loading(self) -> None:
+        """Loads that wait fail, and so do those to come."""
+        self._loads_refused = True
+        self._fail(self._calls.stop_loading())
 
     def close(self) -> None:
         self._fail(self._calls.close())

@@ -3,16 +3,22 @@
 It is made after a ``Welcome`` and ends with the broker. What the broker has not read by then is in the next HELLO.
 """
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.data import DataChannel
 from conch.channels.seqpacket import connect
+from conch.later import Later
 from conch.messages import PROTOCOL_VERSION, Cancel, DataLink, Request
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 logger = logging.getLogger("conch.requester.broker_link")
 

@@ -1,16 +1,21 @@
 """A frontend's control connection to the broker, on an asyncio (uvloop) event loop."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import zmq
 
 from conch.channels import BadMessage
 from conch.channels.zeromq import DealerChannel
+from conch.later import Later
 from conch.messages import ToBroker
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 logger = logging.getLogger("conch.requester.broker_socket")
 

@@ -36,6 +36,7 @@ _RESULTS: dict[type[Call], Any] = {
 
 logger = logging.getLogger("conch.requester.calls")
 
+EXITING = "Server exiting"
 #: how long a call waits for a broker that is not there
 HOLD_LIMIT_S = 10.0
 
@@ -93,8 +94,13 @@ class Calls:
         gone = [waiting for waiting in self._waiting.values() if not waiting.sent and waiting.held_until <= now]
         return self._fail(gone, "the server is restarting; try again")
 
+    def stop_loading(self) -> list[tuple[Waiting, ConchError]]:
+        """A load may take any time, and the server is about to exit."""
+        loads = [waiting for waiting in self._waiting.values() if isinstance(waiting.message, LoadModel)]
+        return self._fail(loads, EXITING)
+
     def close(self) -> list[tuple[Waiting, ConchError]]:
-        return self._fail(list(self._waiting.values()), "Server exiting")
+        return self._fail(list(self._waiting.values()), EXITING)
 
     def _fail(self, gone: list[Waiting], text: str) -> list[tuple[Waiting, ConchError]]:
         for waiting in gone:

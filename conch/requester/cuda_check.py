@@ -1,14 +1,20 @@
 """Whether a CUDA region that a client wants to register can be opened: asked of a child process."""
 
-import asyncio
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from conch.errors import AlreadyExists, InvalidArgument, NotReady
+from conch.later import Later
 from conch.messages import RegisterCudaRegion
 from conch.requester.regions import RegionTableView
 from shm.cuda import HANDLE_NBYTES
 from shm.cuda_check import NOT_HERE, OPENED
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 logger = logging.getLogger("conch.requester.cuda_check")
 

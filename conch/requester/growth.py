@@ -1,15 +1,21 @@
 """Requests whose inputs wait for room: reserving memory takes milliseconds, so it is done off the loop."""
 
-import asyncio
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from conch.errors import Overloaded, from_fault
+from conch.later import Later
 from conch.messages import Block
 from conch.requester.asked import Asked
 from conch.requester.pending import CLOSING
 from shm.arena import Arena
 from shm.base import ArenaFull
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 logger = logging.getLogger("conch.requester.growth")
 

@@ -4,16 +4,17 @@ Each worker connects to the requester's own socket. A connection's mappings are 
 to memory that it announced itself.
 """
 
-import asyncio
 import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.seqpacket import SeqpacketChannel, listen
+from conch.later import Later
 from conch.messages import (
     PROTOCOL_VERSION,
     Link,
@@ -27,6 +28,11 @@ from conch.messages import (
 )
 from shm.base import BadReference
 from shm.mapping import Mappings
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 logger = logging.getLogger("conch.requester.links")
 

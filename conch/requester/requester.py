@@ -4,7 +4,6 @@ What to do is decided by the pure machines in ``conch.requester.pending`` and ``
 carries it out.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -12,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import msgspec
 
 from conch.errors import Overloaded, from_fault
+from conch.later import Later
 from conch.messages import (
     Answer,
     AskReady,
@@ -78,14 +78,17 @@ from conch.run_dir import RunDir, new_peer_id
 from shm.arena import Arena
 from shm.segment import Segment
 
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
+
 logger = logging.getLogger("conch.requester.requester")
 
 TICK_S = 0.25
 #: ticks between two looks for idle segments
 _RETIRE_TICKS = 20
 _ALIGNMENT_NBYTES = 64
-
-Future = asyncio.Future[InferenceResult]
 
 
 class Requester:
@@ -120,19 +123,19 @@ class Requester:
         self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
         self._calls = BrokerCalls(lambda: self._pending.welcome, lambda message: self._broker.send(message))
         self._arena = Arena(arena_cap_nbytes, "input")
-        self._growth = Growth(self._arena)
         self._links = Links(self._on_response, self._announcements, keep_descriptors=bool(worker))
         self._arena.on_segment_added = lambda segment: self._links.announce(*_announcement(segment))
         self._arena.on_segment_retired = self._links.retire
         self._region_memory = RegionMemory(self._links.announce, self._links.retire)
         self._lent_memory = LentMemory(self._links.announce, self._links.retire)
-        self._cuda_check = CudaCheck()
         #: what could not be sent: until it is, the broker sends no other table
         self._table_seen: TableSeen | None = None
         self._started = False
         self._closing = False
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._growth: Growth
+        self._cuda_check: CudaCheck
         self._data: BrokerLink
         self._broker: BrokerSocket[ToRequester]
         self._loop: asyncio.AbstractEventLoop
@@ -145,6 +148,8 @@ class Requester:
         ``ArenaFull``."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._growth = Growth(self._arena)
+        self._cuda_check = CudaCheck()
         self._links.open(self._run_dir.requester_socket(self.id))
         try:
             await self._loop.run_in_executor(None, self._arena.grow, 1)
@@ -158,6 +163,10 @@ class Requester:
         )
         self._started = True
         self._tick()
+
+    def stop_loading(self) -> None:
+        """To be called when the server is about to exit: nobody waits any more for models to be loaded."""
+        self._calls.stop_loading()
 
     async def close(self) -> None:
         """Answers everything pending with ``NotReady``, then closes sockets, links and the arena. Idempotent."""
@@ -187,10 +196,10 @@ class Requester:
 
     # ----------------------------------------------------------------------------------------------- what callers do
 
-    def submit(self, model: ReadyModel, call: InferenceCall) -> Future:
+    def submit(self, model: ReadyModel, call: InferenceCall) -> "asyncio.Future[InferenceResult]":
         """``ask`` with a future for the answer. Cancelling the future (also by cancelling the task that awaits it)
         cancels the request."""
-        future: Future = self._loop.create_future()
+        future: asyncio.Future[InferenceResult] = self._loop.create_future()
         asked = self.ask(model, call, partial(settle, future))
         future.add_done_callback(partial(cancel_with, asked))
         return future

@@ -1,10 +1,16 @@
 """The event loop of a model whose ``execute`` is a coroutine."""
 
-import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from conch.later import Later
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 
 class ModelLoop:

@@ -1,12 +1,13 @@
 """A model that asks other models (business logic scripting): ``exec``, ``async_exec``, and iterating over responses."""
 
-import asyncio
 import weakref
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from conch.errors import Cancelled, ConchError, NotFound, NotReady, Unsupported
+from conch.errors import Cancelled, ConchError, NotFound, NotReady, Overloaded, Unsupported
+from conch.later import Later
 from conch.requester.inference import InferenceCall, InferenceResult, Outcome
+from conch.windows import RESPONSES
 from workers.python_utils import asking
 from workers.python_utils.asking import Asker, Handle
 from workers.python_utils.failures import TritonError, TritonModelException, triton_error
@@ -14,8 +15,16 @@ from workers.python_utils.mailbox import Delivery, Mailbox
 from workers.python_utils.response import InferenceResponse
 from workers.python_utils.tensor import Tensor, output_tensor
 
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
+
 #: an iterator's responses are kept for another iteration until their tensors have this many bytes
 MOST_KEPT_NBYTES = 64 << 20
+#: responses that may wait to be read. No worker sends so many results: beyond that, they are errors, which no window
+#: holds back
+MOST_WAITING = 2 * RESPONSES
 #: what each of them counts besides
 RESPONSE_NBYTES = 1024
 
@@ -44,10 +53,21 @@ class Asked:
             return
         call = question.call
         asking.set_parent(call)
-        self._handle = asker.ask(question.model_name, question.version, call, call.parent, self.mailbox.put)
+        self._handle = asker.ask(question.model_name, question.version, call, call.parent, self._respond)
+
+    def _respond(self, outcome: Outcome | None, final: bool) -> None:
+        """On the thread that receives responses."""
+        if len(self.mailbox) < MOST_WAITING or final:
+            self.mailbox.put(outcome, final)
+            return
+        if self._handle is not None:
+            self._handle.cancel()
+        self.mailbox.put(Overloaded("the model answers with errors faster than they are read"), True)
 
     def cancel(self) -> None:
         """The model need not go on. What has come can still be taken; after it comes ``Cancelled``."""
+        if asking.is_forked():
+            return
         if self._handle is not None:
             self._handle.cancel()
         self.mailbox.put(Cancelled("the request was cancelled by the model that sent it"), True)
@@ -169,8 +189,7 @@ class ResponseIterator:
                 raise StopIteration("Iteration is done for the responses.")
             return response
         self._pass()
-        first, self._first = self._first, None
-        return self._received(first or self._asked.mailbox.wait())
+        return self._received(self._take_first() or self._asked.mailbox.wait())
 
     def __aiter__(self) -> "ResponseIterator":
         return self.__iter__()
@@ -182,8 +201,7 @@ class ResponseIterator:
                 raise StopAsyncIteration
             return response
         self._pass()
-        first, self._first = self._first, None
-        return self._received(first or await self._asked.mailbox.wait_in_loop())
+        return self._received(self._take_first() or await self._asked.mailbox.wait_in_loop())
 
     def cancel(self) -> None:
         """Nothing that is sent from now on arrives; the last response is an error with the code ``CANCELLED``."""
@@ -191,7 +209,8 @@ class ResponseIterator:
             self._asked.cancel()
 
     def __del__(self) -> None:
-        self._asked.mailbox.close()
+        if not asking.is_forked():
+            self._asked.mailbox.close()
 
     def _again(self) -> InferenceResponse | None:
         kept = self._kept
@@ -199,6 +218,12 @@ class ResponseIterator:
             return None
         self._position += 1
         return kept[self._position - 1]
+
+    def _take_first(self) -> Delivery | None:
+        """Raises ``TritonModelException`` where nothing else would come."""
+        asking.check_process()
+        first, self._first = self._first, None
+        return first
 
     def _pass(self) -> None:
         """The model is done with the last response."""

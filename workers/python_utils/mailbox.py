@@ -1,13 +1,18 @@
 """Responses on their way from the thread that receives them to the one that waits for them."""
 
-import asyncio
 import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from conch.later import Later
 from conch.requester.inference import Outcome
+
+if TYPE_CHECKING:
+    import asyncio
+else:
+    asyncio = Later("asyncio")
 
 
 class Delivery(NamedTuple):
@@ -18,7 +23,8 @@ class Delivery(NamedTuple):
 
 
 class Mailbox:
-    """Filled by one thread, emptied by others. What it may hold is bounded by the flow control of the request."""
+    """Filled by one thread, emptied by others. Results in it are bounded by the flow control of the request, errors by
+    whoever fills it."""
 
     def __init__(self) -> None:
         # of the kind that its holder may take again: a garbage collection may ``close`` it anywhere
@@ -45,6 +51,11 @@ class Mailbox:
             self._wakers.append(wake)
             return None
 
+    def _forget(self, wake: Callable[[], None]) -> None:
+        with self._lock:
+            if wake in self._wakers:
+                self._wakers.remove(wake)
+
     def wait(self) -> Delivery:
         filled = threading.Event()
         while (delivery := self.take(filled.set)) is None:
@@ -65,7 +76,13 @@ class Mailbox:
             delivery = self.take(wake)
             if delivery is not None:
                 return delivery
-            await filled
+            try:
+                await filled
+            finally:
+                self._forget(wake)  # whoever waits for a short time only, again and again, would pile them up
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
 
     def close(self) -> None:
         """Nobody will take anything any more: whatever is there, or comes, is dropped."""

@@ -1,9 +1,8 @@
 """``pb_utils.InferenceRequest`` and what belongs to it."""
 
-import asyncio
 import enum
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -17,6 +16,9 @@ from workers.python_utils.parameters import checked_parameters
 from workers.python_utils.response import InferenceResponse, InferenceResponseSender
 from workers.python_utils.tensor import Tensor, input_tensor
 from workers.python_utils.texts import text
+
+if TYPE_CHECKING:
+    import asyncio
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2

@@ -54,6 +54,7 @@ async def serve(settings: Settings) -> bool:
         logger.info("Started GRPCInferenceService at %s:%s", settings.grpc_address, settings.grpc_port)
         keep_what_is_there()
         await stop.wait()
+        requester.stop_loading()
         logger.info("stopping; %s RPCs in flight", application.traffic.count)
         return await drain(application.traffic, engine, settings.exit_timeout_secs, hurry)
     finally:

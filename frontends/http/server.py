@@ -52,6 +52,7 @@ async def serve(settings: Settings) -> bool:
         logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)
         keep_what_is_there()
         await stop.wait()
+        requester.stop_loading()
         logger.info("stopping; %s connections open, %s requests in flight", len(engine.connections), requester.inflight)
         return await _drain(engine, settings.exit_timeout_secs, hurry)
     finally:

@@ -13,13 +13,14 @@ import pytest
 
 from conch.messages import Spawn
 from conch.settings import Settings
-from workers.environments import overlay, requirements, stamps
+from workers.environments import overlay, prepare, requirements, stamps
 from workers.environments.activation import activated
 from workers.environments.archives import Refused, unpack
 from workers.environments.cache import Cache, UnsafeCache
 from workers.environments.choice import Wanted, choose
 from workers.environments.failures import EnvironmentFailed, telling, without_places
 from workers.environments.interpreters import Interpreter
+from workers.environments.messages import Preparation
 
 # ------------------------------------------------------------------------------------------------------------- choosing
 
@@ -62,19 +63,75 @@ def test_other_backends_have_none() -> None:
 
 
 def test_what_an_environment_was_made_from_has_changed(tmp_path: Path) -> None:
-    (tmp_path / "requirements.txt").write_text("-r more/others.txt\n--constraint=limits.txt\nnumpy\n")
+    (tmp_path / "requirements.txt").write_text("-rmore/others.txt\n--constraint=limits.txt\nnumpy\n")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "others.txt").write_text("-r ../requirements.txt\n")
     wanted = Wanted("requirements", str(tmp_path / "requirements.txt"), "")
-    first = stamps.stamp(wanted)
-    assert stamps.stamp(wanted) == first
+    first = stamps.now(wanted)
+    assert stamps.now(wanted) == first
     digest = requirements._digest(tmp_path / "requirements.txt")
     (tmp_path / "limits.txt").write_text("numpy<2\n")
-    second = stamps.stamp(wanted)
+    second = stamps.now(wanted)
     assert second != first
     assert requirements._digest(tmp_path / "requirements.txt") != digest
     (tmp_path / "more" / "others.txt").write_text("msgspec\n")
-    assert stamps.stamp(wanted) not in (first, second)
+    assert stamps.now(wanted) not in (first, second)
+
+
+def test_lists_that_include_each_other(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    first, second = tmp_path / "requirements.txt", tmp_path / "more" / "others.txt"
+    first.write_text("-r more/others.txt\n")
+    second.write_text("-r ../requirements.txt\n")
+    assert stamps.lists(first) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("listed", "shared"),
+    [
+        ("numpy>=2 # or 3/4\n", True),
+        ("--index-url https://host/simple\nnumpy @ https://host/numpy.whl#sha256=0\n", True),
+        ("./helpers\n", False),
+        (".[extra]\n", False),
+        ("-e .\n", False),
+        ("--find-links wheels\nhelpers\n", False),
+        ("helpers-1.0-py3-none-any.whl\n", False),
+    ],
+)
+def test_models_share_an_environment_unless_packages_lie_in_their_folders(
+    tmp_path: Path, listed: str, shared: bool
+) -> None:
+    digests = set()
+    for model in ("one", "two"):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "requirements.txt").write_text(listed)
+        digests.add(requirements._digest(tmp_path / model / "requirements.txt"))
+    assert (len(digests) == 1) is shared
+
+
+def test_a_list_that_changes_while_its_packages_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(content: Path, file: Path) -> None:
+        made.append(file.read_text())
+        if len(made) == 1:
+            file.write_text("second, as pip may have read it\n")
+        python = content / "bin" / "python"
+        python.parent.mkdir()
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o700)
+
+    monkeypatch.setattr(requirements, "_make", make)
+    listed = tmp_path / "requirements.txt"
+    listed.write_text("first\n")
+    wanted = Wanted("requirements", str(listed), "requirements.txt")
+    prepared = prepare.prepare(Preparation("m", wanted, str(tmp_path / "cache")))
+    assert made == ["first\n", "second, as pip may have read it\n"]
+    assert prepared.stamp == stamps.now(wanted)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [
+        Path(prepared.folder).parent.name
+    ]
+    assert requirements._digest(listed) in prepared.folder
 
 
 # ------------------------------------------------------------------------------------------------------------ unpacking
@@ -133,6 +190,7 @@ def test_what_an_environment_holds(tmp_path: Path) -> None:
         ([entry("lib/link", LINK, "../../outside")], "leads out of the environment"),
         ([entry("link", LINK, "/etc")], "leads out of the environment"),
         ([entry("bin/pythonic", LINK, "/etc")], "leads out of the environment"),
+        ([entry("a/b/up", LINK, "../.."), entry("out", LINK, "a/b/up/..")], "leads out of the environment"),
         ([entry("link", LINK, "lib"), entry("link/file")], "leads through the link 'link'"),
         ([entry("bin/python", LINK, "/tmp"), entry("bin/python/file")], "leads through the link 'bin/python'"),
         ([entry("bin/python", LINK, "/tmp"), entry("bin/python", FOLDER)], "it is a link before"),

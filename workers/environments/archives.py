@@ -36,6 +36,7 @@ def unpack(archive: Path, folder: Path) -> None:
         with tarfile.open(archive, "r|*") as entries:
             for entry in entries:
                 unpacked.add(entries, entry)
+            unpacked.check_links()
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise Refused(f"it is not a tar archive, or is damaged ({error})") from error
 
@@ -96,6 +97,14 @@ class _Unpacked:
                 raise Refused(f"entry '{name}': a link that leads out of the environment")
         os.symlink(target, self._folder / name)
         self._links.add(name)
+
+    def check_links(self) -> None:
+        """Each alone leads inside; one that goes through others may not."""
+        inside = os.path.join(os.path.realpath(self._folder), "")
+        for name in self._links:
+            leads_to = os.path.realpath(self._folder / name)
+            if not _INTERPRETER.fullmatch(name) and not f"{leads_to}/".startswith(inside):
+                raise Refused(f"entry '{name}': a link that leads out of the environment")
 
     def _hard_link(self, name: str, target: str) -> None:
         target = self._checked(target)

@@ -27,6 +27,7 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = folder.resolve()  # a link on the way there may belong to somebody else
         found = folder.stat()
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise UnsafeCache(
@@ -50,10 +51,10 @@ class Cache:
             content.mkdir(mode=0o700, parents=True)
             try:
                 make(content)
+                whole.touch()
             except BaseException:
                 shutil.rmtree(place, ignore_errors=True)
                 raise
-            whole.touch()
             return content
 
 

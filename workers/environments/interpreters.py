@@ -89,6 +89,7 @@ def probe(python: Path, folder: Path, modules: Mapping[str, str]) -> Interpreter
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_PROBE_TIMEOUT_S,
         )
         if done.returncode == 0:

@@ -15,7 +15,7 @@ class Preparation(msgspec.Struct, frozen=True):
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):
     """``folder`` is the environment's, ``python`` its interpreter. ``behind``: folders that come last in ``sys.path``,
-    with what Conch needs and the environment has not. ``stamp``: as long as ``stamps.stamp`` says the same, so does
+    with what Conch needs and the environment has not. ``stamp``: as long as ``stamps.now`` says the same, so does
     this."""
 
     folder: str

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -24,20 +25,38 @@ logger = logging.getLogger("conch.workers.environments")
 
 ANSWER_DESCRIPTOR = 3
 _RECIPE = "1"
+_ATTEMPTS = 3
 
 
 def prepare(preparation: Preparation) -> Prepared:
-    """Raises ``EnvironmentFailed``, ``UnsafeCache`` and ``OSError``."""
+    """Begins again when what it is made from changes meanwhile. Raises ``EnvironmentFailed``, ``UnsafeCache`` and
+    ``OSError``."""
+    attempts_left = _ATTEMPTS
+    while True:
+        stamp = stamps.now(preparation.wanted)
+        attempts_left -= 1
+        try:
+            return _prepare(preparation, stamp)
+        except EnvironmentFailed:
+            if not attempts_left or stamps.now(preparation.wanted) == stamp:
+                raise
+            logger.info("what the environment of '%s' is made from has changed", preparation.model)
+
+
+def _prepare(preparation: Preparation, stamp: str) -> Prepared:
     wanted = preparation.wanted
     path = Path(wanted.path)
-    stamp = stamps.stamp(wanted)
     cache = Cache(Path(preparation.cache_dir))
+
+    def check() -> None:
+        stamps.check(wanted, stamp)
+
     if wanted.kind == "requirements":
-        folder = requirements.environment(path, cache)
+        folder = requirements.environment(path, cache, check)
     elif path.is_dir():
         folder = path
     elif path.is_file():
-        folder = _unpacked(path, cache)
+        folder = _unpacked(path, cache, check)
     else:
         raise EnvironmentFailed("there is no such file or folder on the server's machine")
     python = interpreters.interpreter_of(folder)
@@ -52,7 +71,7 @@ def prepare(preparation: Preparation) -> Prepared:
     return Prepared(str(folder), str(python), behind, stamp)
 
 
-def _unpacked(archive: Path, cache: Cache) -> Path:
+def _unpacked(archive: Path, cache: Cache, check: Callable[[], None]) -> Path:
     with archive.open("rb") as file:
         digest = hashlib.sha256(_RECIPE.encode())
         while block := file.read(1 << 20):
@@ -61,6 +80,7 @@ def _unpacked(archive: Path, cache: Cache) -> Path:
     def make(content: Path) -> None:
         logger.info("Extracting Python execution env %s", archive)
         archives.unpack(archive, content)
+        check()
         unpack_paths = content / "bin" / "conda-unpack"
         python = interpreters.interpreter_of(content)
         if python is not None and unpack_paths.exists():

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import re
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from workers.environments import interpreters, stamps
@@ -12,11 +14,19 @@ from workers.environments.failures import EnvironmentFailed, telling
 
 #: part of every key: raised when environments are made in another way
 _RECIPE = "1"
+_NO_PLACE = re.compile(r"#.*|\S+://\S+")
+_PLACE = re.compile(r"/|^\s*(?:\.|-e|-f|--editable|--find-links)|\.(?:whl|zip|gz)\b", re.MULTILINE)
 
 
-def environment(file: Path, cache: Cache) -> Path:
-    """The environment's folder. Raises ``EnvironmentFailed``, and ``OSError`` where the file cannot be read."""
-    return cache.made(f"requirements-{_digest(file)}", lambda content: _make(content, file))
+def environment(file: Path, cache: Cache, check: Callable[[], None]) -> Path:
+    """The environment's folder. ``check`` raises ``EnvironmentFailed`` once the file is another one than at the
+    beginning. Raises that, and ``OSError`` where the file cannot be read."""
+
+    def make(content: Path) -> None:
+        _make(content, file)
+        check()
+
+    return cache.made(f"requirements-{_digest(file)}", make)
 
 
 def _digest(file: Path) -> str:
@@ -26,8 +36,16 @@ def _digest(file: Path) -> str:
     for text in (_RECIPE, base, sys.version, sysconfig.get_platform()):
         digest.update(text.encode() + b"\0")
     for path in stamps.lists(file):
-        digest.update(path.read_bytes() + b"\0")
+        content = path.read_bytes()
+        digest.update(content + b"\0")
+        if _names_a_place(content.decode(errors="replace")):
+            digest.update(os.fsencode(file.parent) + b"\0")
     return digest.hexdigest()[:32]
+
+
+def _names_a_place(text: str) -> bool:
+    """Whether packages may lie in the model's folder: the same list in another folder may mean others."""
+    return bool(_PLACE.search(_NO_PLACE.sub("", text)))
 
 
 def _make(content: Path, file: Path) -> None:

@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 from workers.environments.choice import Wanted
+from workers.environments.failures import EnvironmentFailed
 
-_INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[ =]\s*(\S+)", re.MULTILINE)
+_INCLUDE = re.compile(r"^\s*(?:-[rc][ =]?|--(?:requirement|constraint)[ =])\s*(\S+)", re.MULTILINE)
 
 
-def stamp(wanted: Wanted) -> str:
+def now(wanted: Wanted) -> str:
     """Differs once an archive or a list of packages is another one, or packages were installed into a folder."""
     path = Path(wanted.path)
     if wanted.kind == "requirements":
@@ -19,6 +20,12 @@ def stamp(wanted: Wanted) -> str:
     else:
         looked_at = [path]
     return "\n".join(_stamp(place) for place in looked_at)
+
+
+def check(wanted: Wanted, stamp: str) -> None:
+    """Raises ``EnvironmentFailed`` unless all is as it was when ``stamp`` was taken."""
+    if now(wanted) != stamp:
+        raise EnvironmentFailed("it was changed while the environment was made; load the model again")
 
 
 def lists(file: Path) -> list[Path]:
@@ -34,7 +41,8 @@ def lists(file: Path) -> list[Path]:
         except OSError:  # pip says what is wrong
             continue
         found.append(path)
-        remaining += [path.parent / name for name in _INCLUDE.findall(text)]
+        # normalised, or lists that include each other would never end
+        remaining += [Path(os.path.normpath(path.parent / name)) for name in _INCLUDE.findall(text)]
     return found
 
 

@@ -318,7 +318,7 @@ class Starts:
 
 def _is_still_there(prepared: Prepared, wanted: Wanted) -> bool:
     places = (prepared.python, *prepared.behind)
-    return prepared.stamp == stamps.stamp(wanted) and all(os.path.exists(place) for place in places)
+    return prepared.stamp == stamps.now(wanted) and all(os.path.exists(place) for place in places)
 
 
 def _run(command: list[str], variables: dict[str, str], descriptor: int, log: Path) -> int:

@@ -152,6 +152,7 @@ class StopSignals:
         self._handled = (*STOP_SIGNALS, *extra)
         self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._previous = {number: signal.signal(number, self._handle) for number in self._handled}
+        _handling.add(self)
 
     def _handle(self, number: int, _frame: object) -> None:
         if number in STOP_SIGNALS:
@@ -168,11 +169,24 @@ class StopSignals:
 
     def close(self) -> None:
         """Puts back what was there before."""
+        _handling.discard(self)
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._reader.close()
         self._writer.close()
+
+
+_handling: set[StopSignals] = set()
+
+
+def _stop_handling() -> None:
+    """In a forked child, which could not be terminated otherwise: only its parent's poll loop looks for signals."""
+    for signals in list(_handling):
+        signals.close()
+
+
+os.register_at_fork(after_in_child=_stop_handling)
 
 
 # -------------------------------------------------------------------------------------------------------------- locks

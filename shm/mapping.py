@@ -5,6 +5,7 @@ Nothing here trusts a peer: the size is the kernel's, and each reference is chec
 
 import mmap
 import os
+import weakref
 from typing import Any
 
 from conch.messages import Block, Lease
@@ -41,6 +42,7 @@ class Mappings:
         self._files: dict[int, tuple[int, int]] = {}
         self._views: dict[int, memoryview] = {}
         self._pages: dict[int, memoryview] = {}
+        _all.add(self)
 
     def add(self, segment: int, descriptor: int, lease_page: bool) -> None:
         """Maps a segment that was announced. Takes over ``descriptor`` and closes it, also when it raises.
@@ -125,3 +127,15 @@ class Mappings:
     def close(self) -> None:
         for segment in list(self._maps):
             self.remove(segment)
+
+
+_all: "weakref.WeakSet[Mappings]" = weakref.WeakSet()
+
+
+def _give_nothing_back() -> None:
+    """In a forked child: what it drops, its parent still reads."""
+    for mappings in list(_all):
+        mappings._pages.clear()
+
+
+os.register_at_fork(after_in_child=_give_nothing_back)

@@ -141,3 +141,16 @@ def test_stop_signals_wake_a_poll_and_are_counted() -> None:
         assert signals.take() == 2
     finally:
         signals.close()
+
+
+def test_a_forked_child_ends_at_a_stop_signal_and_its_parent_hears_of_none() -> None:
+    signals = StopSignals()
+    try:
+        pid = os.fork()
+        if not pid:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+        assert signals.take() == 0
+    finally:
+        signals.close()

@@ -103,7 +103,7 @@ class Asker:
 
     def call(self, message: Any) -> Any:
         """``Requester.call``, and waits for the answer. Raises what that raises."""
-        return self._run(self._requester.call(message))
+        return self._run(self._call(message))
 
     def model(self, name: str, version: int) -> ReadyModel:
         """Waits until it is known which models there are, at most ``TABLE_TIMEOUT_S``. Raises ``NotFound`` and
@@ -181,6 +181,10 @@ class Asker:
 
     def _on_table(self, table: ModelTable) -> None:
         self._decided.set()
+
+    async def _call(self, message: Any) -> Any:
+        await self._first_table()  # or a requester that could not be started would let it wait for ever
+        return await self._requester.call(message)
 
     async def _first_table(self) -> None:
         """Raises ``NotReady``."""

@@ -51,6 +51,18 @@ def test_given_back_block_is_freed(leased: LeasedArena, reader: Mappings) -> Non
     assert leased.reclaim() == 0
 
 
+def test_a_forked_child_of_the_reader_gives_nothing_back(leased: LeasedArena, reader: Mappings) -> None:
+    lease = leased.lease(leased.allocate(100), "frontend")
+    pid = os.fork()
+    if not pid:
+        reader.give_back(lease)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert leased.reclaim() == 0
+    reader.give_back(lease)
+    assert leased.reclaim() == 1
+
+
 def test_numbers_are_never_reused_in_a_process(leased: LeasedArena, reader: Mappings) -> None:
     other = make(MIB, reader)
     seen: set[int] = set()

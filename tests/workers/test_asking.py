@@ -267,6 +267,8 @@ class TestErrors:
             (run_dir / "requesters").rmdir()
             inbox, _ = ask(s)
             assert "cannot be asked" in (await inbox.error()).message
+            with pytest.raises(NotReady, match="cannot be asked"):
+                await asyncio.to_thread(s.asker.call, LoadModel(0, "simple"))
             assert "other models cannot be asked" in caplog.text
             caplog.clear()  # the traceback holds on to memory
 

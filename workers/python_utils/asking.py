@@ -45,7 +45,7 @@ class Asker(Protocol):
 
 class _State:
     asker: Asker | None = None
-    #: of the process whose thread carries the asker's requests
+    #: of the process whose thread carries the asker's requests, 0 without one
     pid: int = 0
     serving: bool = False
 
@@ -90,9 +90,19 @@ def asker() -> Asker:
     """Raises ``TritonModelException``."""
     if _state.asker is None:
         raise TritonModelException("this process cannot reach other models: only a running server's workers can")
-    if os.getpid() != _state.pid:
-        raise TritonModelException(
-            "a process that a model has forked cannot reach other models: ask them from the model's own process, from "
-            "threads of it if several are to be asked at once"
-        )
+    check_process()
     return _state.asker
+
+
+def check_process() -> None:
+    """Raises ``TritonModelException`` in a process that the model has forked: what it has of the server's memory and
+    connections is its parent's."""
+    if is_forked():
+        raise TritonModelException(
+            "a process that a model has forked cannot reach other models or clients: let the model's own process ask "
+            "and answer, with threads if several are to do so at once"
+        )
+
+
+def is_forked() -> bool:
+    return _state.pid not in (0, os.getpid())

@@ -4,10 +4,9 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from conch.errors import Cancelled, ConchError, NotFound, NotReady, Overloaded, Unsupported
+from conch.errors import Cancelled, ConchError, NotFound, NotReady, Unsupported
 from conch.later import Later
 from conch.requester.inference import InferenceCall, InferenceResult, Outcome
-from conch.windows import RESPONSES
 from workers.python_utils import asking
 from workers.python_utils.asking import Asker, Handle
 from workers.python_utils.failures import TritonError, TritonModelException, triton_error
@@ -22,9 +21,6 @@ else:
 
 #: an iterator's responses are kept for another iteration until their tensors have this many bytes
 MOST_KEPT_NBYTES = 64 << 20
-#: responses that may wait to be read. No worker sends so many results: beyond that, they are errors, which no window
-#: holds back
-MOST_WAITING = 2 * RESPONSES
 #: what each of them counts besides
 RESPONSE_NBYTES = 1024
 
@@ -53,16 +49,7 @@ class Asked:
             return
         call = question.call
         asking.set_parent(call)
-        self._handle = asker.ask(question.model_name, question.version, call, call.parent, self._respond)
-
-    def _respond(self, outcome: Outcome | None, final: bool) -> None:
-        """On the thread that receives responses."""
-        if len(self.mailbox) < MOST_WAITING or final:
-            self.mailbox.put(outcome, final)
-            return
-        if self._handle is not None:
-            self._handle.cancel()
-        self.mailbox.put(Overloaded("the model answers with errors faster than they are read"), True)
+        self._handle = asker.ask(question.model_name, question.version, call, call.parent, self.mailbox.put)
 
     def cancel(self) -> None:
         """The model need not go on. What has come can still be taken; after it comes ``Cancelled``."""
@@ -250,6 +237,8 @@ class ResponseIterator:
         self._remember(response)
         if delivery.final:
             self._finished = True
+            if self._asked.mailbox.flooded:
+                self._asked.cancel()
             self._asked.mailbox.close()
         return response
 

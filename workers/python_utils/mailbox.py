@@ -6,13 +6,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from conch.errors import Overloaded
 from conch.later import Later
 from conch.requester.inference import Outcome
+from conch.windows import RESPONSES
 
 if TYPE_CHECKING:
     import asyncio
 else:
     asyncio = Later("asyncio")
+
+MOST_WAITING = 2 * RESPONSES
 
 
 class Delivery(NamedTuple):
@@ -23,23 +27,33 @@ class Delivery(NamedTuple):
 
 
 class Mailbox:
-    """Filled by one thread, emptied by others. Results in it are bounded by the flow control of the request, errors by
-    whoever fills it."""
+    """Filled by one thread, emptied by others. After a final response nothing more is taken in.
+
+    No worker sends so many results that ``MOST_WAITING`` of them wait. Errors are not held back: at so many
+    (``flooded``) there is a final one instead.
+    """
 
     def __init__(self) -> None:
         # of the kind that its holder may take again: a garbage collection may ``close`` it anywhere
         self._lock = threading.RLock()
         self._deliveries: deque[Delivery] = deque()
         self._wakers: list[Callable[[], None]] = []
+        #: nothing is taken in any more
         self._closed = False
+        self.flooded = False
 
     def put(self, outcome: Outcome | None, final: bool) -> None:
         delivery = Delivery(outcome, final)
         with self._lock:
+            if len(self._deliveries) >= MOST_WAITING and not final:
+                self.flooded = True
+                delivery = Delivery(Overloaded("the model answers with errors faster than they are read"), True)
             if self._closed:
                 return  # dropped, and by that released: the sender may go on
-            wakers, self._wakers = self._wakers, []
             self._deliveries.append(delivery)
+            if delivery.final:
+                self._closed = True
+            wakers, self._wakers = self._wakers, []
         for wake in wakers:
             wake()
 
@@ -80,9 +94,6 @@ class Mailbox:
                 await filled
             finally:
                 self._forget(wake)  # whoever waits for a short time only, again and again, would pile them up
-
-    def __len__(self) -> int:
-        return len(self._deliveries)
 
     def close(self) -> None:
         """Nobody will take anything any more: whatever is there, or comes, is dropped."""

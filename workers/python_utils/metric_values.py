@@ -103,7 +103,8 @@ class Registry:
     true, on whichever thread that happens, possibly while that thread has ``lock``."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # of the kind that its holder may take again: a garbage collection may run code of the model that counts
+        self.lock = threading.RLock()
         self.changed = False
         self.on_change: Callable[[], None] = lambda: None
         self.instance_name = ""

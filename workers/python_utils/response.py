@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from workers.backends.base import Item, ReplyClosed, Result
+from workers.python_utils import asking
 from workers.python_utils.failures import TritonError, TritonModelException
 from workers.python_utils.parameters import checked_parameters
 from workers.python_utils.tensor import Tensor
@@ -75,7 +76,8 @@ class InferenceResponseSender:
     def __init__(self, answers: Answers, item: Item) -> None:
         self._answers = answers
         self._item = item
-        self._lock = threading.Lock()
+        # of the kind that its holder may take again: a garbage collection may run code of the model that sends
+        self._lock = threading.RLock()
         self._closed = False
         self._responses = 0
 
@@ -93,6 +95,7 @@ class InferenceResponseSender:
                 )
         elif not isinstance(response, InferenceResponse):
             raise TypeError(f"InferenceResponseSender.send expects an InferenceResponse, got {type(response)}")
+        asking.check_process()
         final = flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self._count(response is not None, final)
         item = self._item

@@ -44,6 +44,7 @@ def serve(arguments: Sequence[str]) -> int:
         check_certificates(settings)
         warn_of_models_as_repositories(settings)
         warn_of_a_missing_backend_directory(settings)
+        warn_of_a_debugged_model(settings)
         run_dir = RunDir(settings.run_dir)
         run_dir.create()
         lock = _take(run_dir, settings)
@@ -109,6 +110,15 @@ def warn_of_a_missing_backend_directory(settings: Settings) -> None:
     """No more than that: a command line of Triton's may name the folder of its own backends."""
     if settings.backend_directory and not os.path.isdir(settings.backend_directory):
         logger.warning("there is no folder '%s' with backends (--backend-directory)", settings.backend_directory)
+
+
+def warn_of_a_debugged_model(settings: Settings) -> None:
+    """It may have come in a variable that somebody has forgotten."""
+    model, port = settings.debug_target
+    if port:
+        logger.warning("--debug: every user of this machine can run code in '%s' through port %d", model, port)
+    elif model:
+        logger.warning("--debug: requests to '%s' wait while it is stopped in the debugger", model)
 
 
 def _take(run_dir: RunDir, settings: Settings) -> Lock:

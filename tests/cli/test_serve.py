@@ -228,10 +228,11 @@ def test_a_model_that_fails_stops_the_server(repository: Path, run_dir: Path) ->
 
 
 def test_a_model_in_the_place_of_its_repository(repository: Path, run_dir: Path) -> None:
-    flags = ("--exit-on-error=false", "--backend-directory=/nowhere")
+    flags = ("--exit-on-error=false", "--backend-directory=/nowhere", "--debug=other")
     with serving([repository / "simple"], run_dir, *flags) as server:
         assert "looks like a model; the repository would be the folder around it" in server.output
         assert "there is no folder '/nowhere' with backends" in server.output
+        assert "requests to 'other' wait while it is stopped in the debugger" in server.output
 
 
 def test_a_repository_without_models(run_dir: Path, tmp_path: Path) -> None:

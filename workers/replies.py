@@ -94,10 +94,20 @@ class Desk:
         while self._released:
             replies = self._released.popleft()
             with self.lock:
-                self._held.discard(replies)
-                replies.held = False
-                if replies.open:
-                    self.reports.closed(replies.report())
+                if replies in self._held:
+                    self._let_go(replies)
+
+    def let_go(self) -> None:
+        """The worker is to end: what the model keeps of inputs whose requests were answered is not waited for."""
+        with self.lock:
+            for replies in tuple(self._held):
+                self._let_go(replies)
+
+    def _let_go(self, replies: "Replies") -> None:
+        self._held.discard(replies)
+        replies.held = False
+        if replies.open:
+            self.reports.closed(replies.report())
 
     def close(self) -> None:
         """The process ends: whoever still sends gets ``ReplyClosed``."""

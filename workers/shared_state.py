@@ -61,7 +61,8 @@ class SharedState:
         with self._lock:
             self.epoch = None
             self._unreported.clear()
-            return self.state, self.config_hash, (*self._running, *self._open.values())
+            state = "draining" if self.draining and self.state == "ready" else self.state
+            return state, self.config_hash, (*self._running, *self._open.values())
 
     def welcomed(self, epoch: int) -> None:
         with self._lock:

@@ -228,10 +228,14 @@ class Worker:
                     return batch
                 if taken is None:
                     self._in_doubt.append(batch)
-            elif draining and not self._shared.attention and not self._shared.has_open:
+            elif draining and not self._shared.attention and self._is_finished():
                 return None
             else:
                 self._wait(self._idle_s())
+
+    def _is_finished(self) -> bool:
+        self._desk.let_go()
+        return not self._shared.has_open
 
     def _decided(self) -> Batch | None:
         """The next batch of those in doubt, if the doubt is over."""

@@ -181,7 +181,7 @@ class Dispatcher:
     def _drain_worker(self, worker: WorkerSlot) -> None:
         worker.draining = True
         worker.settle()
-        if worker.holds_nothing and not worker.drain_sent:
+        if not worker.drain_sent and not worker.is_waited_for:
             worker.drain_sent = True
             self._out.append(ToControl(worker.name, Drain()))
 
@@ -327,6 +327,8 @@ class Dispatcher:
         assert job.worker is not None
         job.cancelled = True
         self._out.append(ToControl(job.worker.name, Cancel(job.requester, job.id)))
+        if job.worker.draining:
+            self._drain_worker(job.worker)
 
     def done(self, worker: str, done: Done, now: float) -> None:
         """A batch is finished, which frees credit. It proves nothing about delivery."""
@@ -489,7 +491,7 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Nothing is queued and nothing runs."""
-        runs = any(not worker.holds_nothing for worker in self._workers.values())
+        runs = any(worker.is_waited_for for worker in self._workers.values())
         return not runs and not any(model.queued for model in self._models.values())
 
 

@@ -62,6 +62,11 @@ class WorkerSlot:
     def holds_nothing(self) -> bool:
         return not self.batches and not self.open
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Nobody waits for what is open and cancelled: it was answered, perhaps, and its model still has its inputs."""
+        return bool(self.batches) or not all(job.cancelled for job in self.open.values())
+
     def adopt(self, running: Running, now: float) -> Job:
         """It says that it has held this since before a broker's restart."""
         job = Job(running.requester, None, running.id, running.attempt, now)

@@ -81,7 +81,7 @@ class TritonPythonModel:
 """
     more = 'parameters { key: "READ_ONLY_INPUT_TENSORS" value { string_value: "yes" } }'
     bls_models.write(tmp_path, "keeps", keeps, more=more)
-    server = serve(tmp_path)
+    server = serve(tmp_path, "--model-control-mode=explicit", "--load-model=*")
     with tritonclient.http.InferenceServerClient(server.url, network_timeout=TIMEOUT_S) as client:
 
         def ask(values: np.ndarray[Any, Any]) -> list[int]:
@@ -94,6 +94,14 @@ class TritonPythonModel:
         for number in range(1, 6):
             assert ask(np.full(1 << 20, number, np.int32)) == [0, *range(1, number + 1)]
         assert ask(np.zeros(1, np.int32)) == [0]
+        for number in range(1, 4):
+            assert ask(np.full(1 << 20, number, np.int32)) == [0, *range(1, number + 1)]
+        # what it still keeps holds up neither an unload nor the server's exit
+        client.unload_model("keeps")
+        while [model for model in client.get_model_repository_index() if model.get("state") != "UNAVAILABLE"]:
+            pass
+        client.load_model("keeps")
+        assert ask(np.full(1 << 20, 7, np.int32)) == [0, 7]
 
 
 def test_a_callee_reads_inputs_of_a_request_that_has_been_answered(serve: Any, tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ class Worker:
         self.open: dict[tuple[str, int], tuple[Dispatch, bool]] = {}
         self.requester: Requester | None = None
         self.waits_for: set[int] = set()
+        self.draining = False
         self.failed: list[int] = []
         self.undelivered: list[int] = []
         self.unreported: list[Done | Closed] = []
@@ -232,15 +233,18 @@ class Worker:
         match self.control.read(self.world.choices):
             case messages.Welcome(epoch=epoch):
                 self.epoch = epoch
-                self.data.send(messages.Ready(self.name))
+                if not self.draining:
+                    self.data.send(messages.Ready(self.name))
                 self.report()
             case messages.Unwelcome(fault=fault):
                 assert fault is not None
                 self.die()
             case Drain():
-                assert not self.waiting() and self.batch is None and not self.open, "drained while it holds something"
-                assert not self.unreported
-                self.die()
+                assert not self.waiting() and self.batch is None, "drained while it holds something"
+                self.draining = True
+                for key in [key for key, (_, answered) in self.open.items() if answered]:
+                    self.close(key)
+                self.end_if_drained()
             case Cancel() | messages.Forget():
                 pass
             case other:
@@ -339,9 +343,17 @@ class Worker:
                 if held or not final:
                     self.open[key] = (item, final)
                     return
-        del self.open[key]
-        self.unreported.append(Closed(item.requester, request.id, request.attempt, failed, undelivered))
+        self.close(key, failed, undelivered)
+        self.end_if_drained()
+
+    def close(self, key: tuple[str, int], failed: bool = False, undelivered: bool = False) -> None:
+        request = self.open.pop(key)[0].request
+        self.unreported.append(Closed(key[0], request.id, request.attempt, failed, undelivered))
         self.report()
+
+    def end_if_drained(self) -> None:
+        if self.draining and not self.open:
+            self.die()
 
     def report(self) -> None:
         """Between a HELLO and its Welcome nothing is reported, and nothing is lost for want of a connection."""

@@ -79,6 +79,20 @@ def test_a_worker_is_drained_after_its_last_open_request() -> None:
     assert close(bench, 1) == [ToControl("w0", Drain())]
 
 
+def test_a_worker_is_drained_although_it_still_has_inputs_of_what_was_answered() -> None:
+    """Their requesters have cancelled them."""
+    bench = Bench()
+    opened(bench, 1, 2)
+    bench.dispatcher.drain_model("m", 1, GONE)
+    assert bench.dispatch() == []
+    bench.dispatcher.cancel("r", 1, 1.0)
+    assert bench.dispatch() == [ToControl("w0", Cancel("r", 1))]
+    bench.dispatcher.cancel("r", 2, 1.0)
+    assert bench.dispatch() == [ToControl("w0", Cancel("r", 2)), ToControl("w0", Drain())]
+    assert bench.dispatcher.is_idle
+    assert close(bench, 1) == [ToPeer("r", Retired((1,)))]
+
+
 def test_a_retried_request_waits_for_an_empty_worker_but_not_for_ever() -> None:
     bench = Bench(workers=2)
     opened(bench, 1)

@@ -306,6 +306,12 @@ def test_what_a_dead_maker_left_is_made_anew(tmp_path: Path) -> None:
     assert os.listdir(found) == ["whole"]
 
 
+def test_what_somebody_has_deleted_is_made_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    cache.made("one", lambda content: None).rmdir()
+    assert cache.made("one", lambda content: (content / "again").touch()).joinpath("again").exists()
+
+
 def test_a_cache_that_others_can_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(UnsafeCache, match="--environment-cache-dir"):

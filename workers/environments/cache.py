@@ -1,21 +1,22 @@
 """Folders that are made once, whoever needs them first, and are never seen half-finished.
 
-An environment holds its own path in many places, so it is made where it will stay, and a marker that is written last
-says that it is whole. What a maker that died has left is thrown away by the next one.
+An environment holds its own path in many places, so it is made where it will stay: in a folder with a name of its own,
+which a marker that is written last holds. What a maker that died has left is thrown away by the next one; what its
+children may still write there is in nobody's way.
 """
 
 import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 logger = logging.getLogger("conch.workers.environments")
 
-_CONTENT = "content"
-_WHOLE = "whole"
+_MARKER = "current"
 
 
 class UnsafeCache(Exception):
@@ -40,22 +41,33 @@ class Cache:
         """The folder of that name, made by ``make`` unless somebody has done so. Whoever comes while it is being made,
         from whatever process, waits. What ``make`` raises is raised here, and the next caller tries again."""
         place = self._folder / key
-        whole = place / _WHOLE
-        if whole.exists():
-            return place / _CONTENT
+        found = _whole(place)
+        if found is not None:
+            return found
         with _locked(self._folder / f"{key}.lock"):
-            if whole.exists():
-                return place / _CONTENT
+            found = _whole(place)
+            if found is not None:
+                return found
             shutil.rmtree(place, ignore_errors=True)
-            content = place / _CONTENT
+            content = place / secrets.token_hex(4)
             content.mkdir(mode=0o700, parents=True)
             try:
                 make(content)
-                whole.touch()
+                unfinished = content.with_suffix(".new")
+                unfinished.write_text(content.name)
+                unfinished.rename(place / _MARKER)
             except BaseException:
                 shutil.rmtree(place, ignore_errors=True)
                 raise
             return content
+
+
+def _whole(place: Path) -> Path | None:
+    try:
+        name = (place / _MARKER).read_text()
+    except FileNotFoundError:
+        return None
+    return place / name if name and (place / name).is_dir() else None
 
 
 @contextlib.contextmanager

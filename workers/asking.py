@@ -28,7 +28,10 @@ OnResponse = Callable[[Outcome | None, bool], None]
 #: how long requests wait for the first table of models
 TABLE_TIMEOUT_S = 10.0
 _JOIN_TIMEOUT_S = 5.0
+#: after which the requester is started once more if it could not be
+_RETRY_S = 1.0
 _EXITING = "Server exiting"
+_SHORT = "other models cannot be asked at the moment: the server is short of memory or of files"
 
 
 class Handle:
@@ -73,7 +76,7 @@ class Asker:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        #: the requester could not be started
+        #: the requester could not be started yet
         self._broken = False
         #: set once it is known whether models can be asked
         self._decided: asyncio.Event
@@ -151,9 +154,13 @@ class Asker:
         if self._loop is None:
             self._decided = asyncio.Event()
             self._stop = asyncio.Event()
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._serve, args=(self._loop,), name="asker", daemon=True)
-            self._thread.start()
+            try:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=self._serve, args=(loop,), name="asker", daemon=True)
+                thread.start()
+            except (OSError, RuntimeError) as error:
+                raise NotReady(_SHORT) from error
+            self._loop, self._thread = loop, thread
         return self._loop
 
     # ----------------------------------------------------------------------------------------------------- its thread
@@ -167,17 +174,28 @@ class Asker:
 
     async def _main(self) -> None:
         self._requester.on_table = self._on_table
-        try:
-            await self._requester.start()
-        except Exception:  # no descriptor, no memory: whoever asks must hear of it
-            logger.exception("other models cannot be asked")
-            self._broken = True
-            self._decided.set()
+        while not self._stop.is_set() and not await self._start():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _RETRY_S)
         await self._stop.wait()
         self._decided.set()
         await self._requester.close()
         # they have their answers, and are yet to hand them on
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+    async def _start(self) -> bool:
+        try:
+            await self._requester.start()
+        except Exception:  # no descriptor, no memory: whoever asks must hear of it
+            if not self._broken:
+                logger.exception("other models cannot be asked")
+            self._broken = True
+            self._decided.set()
+            return False
+        if self._broken:
+            self._broken = False
+            self._decided.clear()
+        return True
 
     def _on_table(self, table: ModelTable) -> None:
         self._decided.set()
@@ -193,7 +211,7 @@ class Asker:
         except asyncio.TimeoutError as error:
             raise NotReady("the server does not say which models there are; try again") from error
         if self._broken:
-            raise NotReady("other models cannot be asked at the moment: the server is short of memory or of files")
+            raise NotReady(_SHORT)
         if self._closed:
             raise NotReady(_EXITING)
 

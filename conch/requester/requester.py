@@ -144,23 +144,24 @@ class Requester:
     # --------------------------------------------------------------------------------------------------- life time
 
     async def start(self) -> None:
-        """Listens for workers and connects to the broker. Returns without waiting for one. Raises ``OSError`` and
-        ``ArenaFull``."""
+        """Listens for workers and connects to the broker. Returns without waiting for one. Raises ``OSError``,
+        ``ArenaFull`` and ``zmq.ZMQError``; may be tried again then."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._growth = Growth(self._arena)
         self._cuda_check = CudaCheck()
         self._links.open(self._run_dir.requester_socket(self.id))
         try:
-            await self._loop.run_in_executor(None, self._arena.grow, 1)
+            if self._arena.needs_growth(1):
+                await self._loop.run_in_executor(None, self._arena.grow, 1)
+            self._arena.free(self._arena.allocate(1))  # takes the new segment over
+            self._data = BrokerLink(self._run_dir.broker_data_socket, self.id, self._on_data_lost)
+            self._broker = BrokerSocket(
+                self._run_dir.broker_socket, self.id.encode(), ToRequester, self._from_broker, self._on_connection
+            )
         except BaseException:
             self._links.close()
             raise
-        self._arena.free(self._arena.allocate(1))  # takes the new segment over
-        self._data = BrokerLink(self._run_dir.broker_data_socket, self.id, self._on_data_lost)
-        self._broker = BrokerSocket(
-            self._run_dir.broker_socket, self.id.encode(), ToRequester, self._from_broker, self._on_connection
-        )
         self._started = True
         self._tick()
 
@@ -170,9 +171,12 @@ class Requester:
 
     async def close(self) -> None:
         """Answers everything pending with ``NotReady``, then closes sockets, links and the arena. Idempotent."""
-        if not self._started or self._closing:
+        if self._closing:
             return
         self._closing = True
+        if not self._started:
+            self._arena.close()
+            return
         self._carry_out(self._pending.close())
         await self._growth.close()
         self._calls.close()

@@ -113,10 +113,10 @@ class Operation:
     """A load or an unload of one model. Operations on a model run one after the other, in the order of arrival.
 
     ``peer`` is empty when nobody waits. ``snapshot`` is given when the model was polled already. ``copies`` are the
-    versions that are being loaded. ``quiet``: not because of a call, but because a folder changed or at start.
+    versions that are being loaded.
     """
 
-    __slots__ = ("number", "name", "load", "peer", "call", "override", "snapshot", "copies", "polling", "quiet")
+    __slots__ = ("number", "name", "load", "peer", "call", "override", "snapshot", "copies")
 
     def __init__(
         self,
@@ -136,8 +136,6 @@ class Operation:
         self.override = override or Override()
         self.snapshot = snapshot
         self.copies: list[Copy] = []
-        self.polling = False
-        self.quiet = snapshot is not None
 
 
 class Model:

@@ -77,6 +77,18 @@ def test_a_model_that_cannot_be_read_is_tried_once_per_change() -> None:
     assert former.state == "dead" and world.entry("a").state == READY
 
 
+def test_a_folder_that_was_deleted_goes_on_serving_until_it_is_back() -> None:
+    world = watching()
+    (former,) = world.workers_of("a")
+    spawned(world)
+    del world.models["a"]
+    world.pass_time(10.0)
+    assert world.entry("a").state == READY and former.state == "ready" and spawned(world) == []
+    world.models["a"] = snapshot("a", files="back")
+    world.pass_time(5 * LOOK_S)
+    assert spawned(world) == ["a"] and former.state == "dead"
+
+
 def test_what_was_unloaded_or_never_loaded_is_left_alone() -> None:
     world = watching("explicit")
     world.unload("a")

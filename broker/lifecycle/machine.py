@@ -31,7 +31,7 @@ from broker.lifecycle.memory import Memory
 from broker.lifecycle.models import Copy, Model, reason_of
 from broker.lifecycle.readiness import Readiness
 from broker.lifecycle.roster import Roster
-from broker.lifecycle.watching import LOOK_S, Watching
+from broker.lifecycle.watching import FIND_S, LOOK_S, Watching
 from broker.repository.overrides import check_model_name
 from broker.repository.scan import Found
 from broker.repository.snapshot import Override, Snapshot
@@ -53,8 +53,8 @@ class Lifecycle:
 
     ``new_id`` makes the ids of workers. ``load_at_start``: model names in mode ``explicit``, ``*`` alone for all.
     ``parallel_loads``: versions that load at a time. ``memory`` is what the former broker left. ``watch``: models whose
-    files change are loaded again, and with control mode ``none`` new ones too. ``debugged``: a model whose first
-    instance may take any time to load.
+    files change are loaded again, those whose folders are gone are unloaded, and with control mode ``none`` new ones
+    are loaded. ``debugged``: a model whose first instance may take any time to load.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Lifecycle:
     ) -> None:
         self._control_mode = control_mode
         self._load_at_start = tuple(dict.fromkeys(load_at_start))
-        self._scan_interval_s = poll_interval_s if control_mode == "poll" else FIND_NAMES_S
+        self._scan_interval_s = poll_interval_s if control_mode == "poll" else FIND_S if watch else FIND_NAMES_S
         self._former = memory or Memory()
         self._out: list[LifecycleInstruction] = []
         self._watching = Watching() if watch else None
@@ -249,6 +249,9 @@ class Lifecycle:
     def names_found(self, found: Found, now: float) -> list[LifecycleInstruction]:
         """A ``FindNames``' result."""
         self._update_names(found, now)
+        if self._watching is not None and not self._exiting:
+            for name in self._watching.deleted(found, self._keeper.models):
+                self._keeper.enqueue(name, load=False)
         return self._take(now)
 
     def watched(self, digests: dict[str, bytes], now: float) -> list[LifecycleInstruction]:

@@ -1,6 +1,7 @@
 """Working on a model with a server beside it: ``--watch``, the models' output, and ``--debug``."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -94,6 +95,10 @@ def test_one_model_is_loaded_again_when_its_files_change(tmp_path: Path, run_dir
         until(server, "successfully loaded 'edited'")
         assert infer(server, "edited") == 3
         assert server.worker_pids("other") == others
+
+        shutil.rmtree(tmp_path / "edited")
+        until(server, "successfully unloaded 'edited' version 2")
+        assert "the folder of 'edited' is gone, it is unloaded" in server.output
 
 
 @pytest.mark.timeout(60)

@@ -1,7 +1,9 @@
 """``--watch``: one model is loaded again when its files have changed and rest; what served goes on until then."""
 
+import pytest
+
 from broker.lifecycle import Poll
-from broker.lifecycle.watching import LOOK_S
+from broker.lifecycle.watching import FIND_S, LOOK_S
 from conch.messages import Fault
 from tests.broker.lifecycle.support import READY
 from tests.broker.lifecycle.world import World, snapshot
@@ -77,18 +79,6 @@ def test_a_model_that_cannot_be_read_is_tried_once_per_change() -> None:
     assert former.state == "dead" and world.entry("a").state == READY
 
 
-def test_a_folder_that_was_deleted_goes_on_serving_until_it_is_back() -> None:
-    world = watching()
-    (former,) = world.workers_of("a")
-    spawned(world)
-    del world.models["a"]
-    world.pass_time(10.0)
-    assert world.entry("a").state == READY and former.state == "ready" and spawned(world) == []
-    world.models["a"] = snapshot("a", files="back")
-    world.pass_time(5 * LOOK_S)
-    assert spawned(world) == ["a"] and former.state == "dead"
-
-
 def test_what_was_unloaded_or_never_loaded_is_left_alone() -> None:
     world = watching("explicit")
     world.unload("a")
@@ -97,6 +87,37 @@ def test_what_was_unloaded_or_never_loaded_is_left_alone() -> None:
     world.models |= {"a": snapshot("a", files="changed"), "b": snapshot("b", files="changed")}
     world.pass_time(20 * LOOK_S)
     assert spawned(world) == []
+
+
+@pytest.mark.parametrize("mode", ["none", "explicit"])
+def test_a_model_whose_folder_is_gone_is_unloaded(mode: str) -> None:
+    world = watching(mode)
+    (former,) = world.workers_of("a")
+    gone = world.models.pop("a")
+    world.pass_time(5 * FIND_S)
+    assert former.state == "dead" and world.entry("a").reason == "unloaded"
+    spawned(world)
+    world.models["a"] = gone
+    world.pass_time(5 * FIND_S)
+    assert spawned(world) == (["a"] if mode == "none" else [])
+    world.models["a"] = snapshot("a", files="changed")
+    if mode == "explicit":
+        world.load("a")
+        world.settle()
+    world.pass_time(5 * FIND_S)
+    world.models["a"] = snapshot("a", files="changed again")
+    world.pass_time(5 * FIND_S)
+    assert spawned(world) == ["a", "a"] and world.entry("a").state == READY
+
+
+def test_a_folder_that_is_gone_for_a_moment() -> None:
+    world = watching()
+    (former,) = world.workers_of("a")
+    moved = world.models.pop("a")
+    world.pass_time(FIND_S)
+    world.models["a"] = moved
+    world.pass_time(5 * FIND_S)
+    assert former.state == "ready"
 
 
 def test_nobody_looks_without_being_told_to() -> None:

@@ -1,7 +1,18 @@
 """Models that ask, and are asked by, other models."""
 
+import contextlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
+
+import numpy as np
+import tritonclient.http
+
+#: runs a script in the model "script", and returns what it has called ``result``
+Run = Callable[[str], Any]
+TIMEOUT_S = 20.0
 
 HEAD = """
 import asyncio
@@ -178,3 +189,17 @@ def _write(
     (repository / name / "config.pbtxt").write_text(
         "\n".join(['backend: "python"', *tensors, policy, f"instance_group [{{ count: {count} }}]", dedent(more)])
     )
+
+
+@contextlib.contextmanager
+def scripts(url: str) -> Iterator[Run]:
+    with tritonclient.http.InferenceServerClient(url, network_timeout=TIMEOUT_S) as client:
+
+        def run(code: str) -> Any:
+            given = tritonclient.http.InferInput("CODE", [1], "BYTES")
+            given.set_data_from_numpy(np.array([dedent(code).encode()], np.object_))
+            answer = client.infer("script", [given]).as_numpy("RESULT")
+            assert answer is not None
+            return json.loads(answer[0])
+
+        yield run

@@ -3,8 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +10,9 @@ import tritonclient.http
 
 from conch.run_dir import RunDir
 from tests.scenarios import bls_models
+from tests.scenarios.bls_models import TIMEOUT_S, Run
 from tests.scenarios.harness import Server, serving
 
-Run = Callable[[str], Any]
-TIMEOUT_S = 20.0
 DECOUPLED_REFUSED = (
     "Model count is using the decoupled. The current BLS request call doesn't support models using the decoupled "
     "transaction policy. Please use 'decoupled=True' argument to the 'exec' or 'async_exec' calls for decoupled "
@@ -49,16 +46,7 @@ def bls_server(tmp_path_factory: pytest.TempPathFactory, make_run_dir: Callable[
 
 @pytest.fixture
 def run(bls_server: Server) -> Iterator[Run]:
-    """Runs a script in the model "script", and returns what it has called ``result``."""
-    with tritonclient.http.InferenceServerClient(bls_server.url, network_timeout=TIMEOUT_S) as client:
-
-        def run(code: str) -> Any:
-            given = tritonclient.http.InferInput("CODE", [1], "BYTES")
-            given.set_data_from_numpy(np.array([dedent(code).encode()], np.object_))
-            answer = client.infer("script", [given]).as_numpy("RESULT")
-            assert answer is not None
-            return json.loads(answer[0])
-
+    with bls_models.scripts(bls_server.url) as run:
         yield run
 
 

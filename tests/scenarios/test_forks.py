@@ -1,20 +1,17 @@
 """Models that fork: what their children have of the server is their parents'."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http
 
 from tests.scenarios import bls_models
+from tests.scenarios.bls_models import TIMEOUT_S, Run
 from tests.scenarios.harness import Server, serving
 
-Run = Callable[[str], Any]
-TIMEOUT_S = 20.0
 FORKED = "TritonModelException: a process that a model has forked cannot reach other models or clients"
 
 HEAD = """
@@ -71,17 +68,8 @@ def forking_server(tmp_path_factory: pytest.TempPathFactory, make_run_dir: Calla
 
 @pytest.fixture
 def run(forking_server: Server) -> Iterator[Run]:
-    """Runs a script in the model "script", and returns what it has called ``result``."""
-    with tritonclient.http.InferenceServerClient(forking_server.url, network_timeout=TIMEOUT_S) as client:
-
-        def run(code: str) -> Any:
-            given = tritonclient.http.InferInput("CODE", [1], "BYTES")
-            given.set_data_from_numpy(np.array([(HEAD + dedent(code)).encode()], np.object_))
-            answer = client.infer("script", [given]).as_numpy("RESULT")
-            assert answer is not None
-            return json.loads(answer[0])
-
-        yield run
+    with bls_models.scripts(forking_server.url) as run:
+        yield lambda code: run(HEAD + dedent(code))
 
 
 def test_a_child_cannot_ask(run: Run) -> None:

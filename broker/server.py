@@ -71,7 +71,7 @@ class Server:
             load_retries=settings.model_load_retry_count,
             memory=memory,
             watch=settings.watch,
-            debugged=settings.debug_target[0],
+            debugged=settings.debug_targets,
         )
         # greater than that of any broker that ran here before
         epoch = time.monotonic_ns()

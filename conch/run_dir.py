@@ -26,7 +26,8 @@ class RunDir:
     supervisor.lock       held by supervisord; holds its pid and ports, so it tells whether a server runs here
     supervisord.pid       its pid; it removes the file in the end
     supervisor.sock       supervisord's control socket (``supervisorctl``, ``conch status``)
-    debug-HASH.sock       where ``conch debug`` attaches to the model that ``--debug`` names
+    debug-HASH.sock       where ``conch debug`` attaches to a model that ``--debug`` names
+    debug-HASH.lock       held by the ``conch debug`` that is attached
     requesters/ID.sock    SEQPACKET socket where a requester's responses arrive
     workers/ID.json       one per live worker, written by the launcher, for its successor
     packages/             links to our packages, for workers in an environment of their own
@@ -64,6 +65,9 @@ class RunDir:
         import hashlib  # it loads OpenSSL, and few processes need it
 
         return self.path / f"debug-{hashlib.sha256(model.encode()).hexdigest()[:8]}.sock"
+
+    def debug_lock(self, model: str) -> Path:
+        return self.debug_socket(model).with_suffix(".lock")
 
     def worker_file(self, worker: str) -> Path:
         return self.workers / f"{worker}.json"

@@ -101,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backend_config: tuple[str, ...] = ()
     backend_directory: str = ""
     watch: bool = False
-    debug: str = ""
+    debug: tuple[str, ...] = ()
 
     environment_cache_dir: str = ""
 
@@ -172,7 +172,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for setting in self.backend_config:
             if "=" not in setting:
                 raise InvalidArgument(f"--backend-config '{setting}' is not of the form <backend>,<key>=<value>")
-        self.debug_target  # noqa: B018 - raises
+        self.debug_targets  # noqa: B018 - raises
         if self.load_model and self.model_control_mode != "explicit":
             raise InvalidArgument("--load-model needs --model-control-mode=explicit")
         for setting in self.metrics_config:
@@ -209,15 +209,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return HeaderForwarding(pattern, f"{protocol}-header-forward-pattern", self.restrictions(protocol).headers)
 
     @property
-    def debug_target(self) -> tuple[str, int]:
-        """The model whose first instance runs under a debugger, and the port for that, or 0. Raises
+    def debug_targets(self) -> dict[str, int]:
+        """The models whose first instances run under a debugger, each with the port for that, or 0. Raises
         ``InvalidArgument``."""
-        model, colon, port = self.debug.rpartition(":")
-        if not colon:
-            return self.debug, 0
-        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536 and model):
-            raise InvalidArgument(f"--debug must be MODEL or MODEL:PORT, not '{self.debug}'")
-        return model, int(port)
+        targets: dict[str, int] = {}
+        for target in dict.fromkeys(self.debug):
+            model, colon, text = target.rpartition(":") if ":" in target else (target, "", "0")
+            if not (model and text.isascii() and text.isdigit() and bool(colon) <= int(text) < 65536):
+                raise InvalidArgument(f"--debug must be MODEL or MODEL:PORT, not '{target}'")
+            port = int(text)
+            if model in targets or (port and port in targets.values()):
+                raise InvalidArgument(f"--debug={target}: another --debug has that model or that port")
+            targets[model] = port
+        return targets
 
     def endpoints(self) -> list[tuple[str, str, int]]:
         """Those that are on: ``http``, ``grpc`` or ``metrics``, address and port."""

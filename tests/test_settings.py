@@ -145,3 +145,11 @@ def test_access_that_cannot_be_understood(variable: str, value: str, text: str) 
     with pytest.raises(InvalidArgument) as raised:
         Settings.from_environ({variable: value})
     assert text in raised.value.message
+
+
+def test_debugged_models() -> None:
+    settings = Settings.from_environ({"CONCH_DEBUG": "a\nb:5678\na"})
+    assert settings.debug_targets == {"a": 0, "b": 5678}
+    for text in ("a:", ":5", "a:0", "a:65536", "a\na:5", "a:5\nb:5"):
+        with pytest.raises(InvalidArgument, match="--debug"):
+            Settings.from_environ({"CONCH_DEBUG": text})

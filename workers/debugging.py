@@ -1,7 +1,7 @@
-"""``breakpoint()`` in models, and a debugger for the model that ``conch serve --debug`` names.
+"""``breakpoint()`` in models, and a debugger for the models that ``conch serve --debug`` names.
 
-That one's first instance listens on a Unix socket in the run directory, where ``conch debug`` attaches a terminal to
-pdb; or, given a port, debugpy does, for editors. The model stops at its ``breakpoint()`` and waits there for somebody
+Their first instances listen on a Unix socket in the run directory, where ``conch debug`` attaches a terminal to
+pdb; or, given a port, debugpy does, for editors. A model stops at its ``breakpoint()`` and waits there for somebody
 to attach; while somebody is attached it also stops at each ``execute``. Everywhere else ``breakpoint()`` says that
 nobody can attach, and goes on.
 """
@@ -31,10 +31,11 @@ def place_of(frame: FrameType) -> str:
 def prepare(spawn: Spawn, settings: Settings) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]] | None:
     """Decides what ``breakpoint()`` does in this process. Returns what the model's ``execute`` is to be wrapped with,
     if anything. Raises ``LoadError`` where the debugger that was asked for is not installed."""
-    model, port = settings.debug_target
-    if spawn.model != model or spawn.instance != 0:
+    model = spawn.model
+    port = settings.debug_targets.get(model)
+    if port is None or spawn.instance != 0:
         if "PYTHONBREAKPOINT" not in os.environ:
-            sys.breakpointhook = _nobody_attaches(spawn.model, set())
+            sys.breakpointhook = _nobody_attaches(model, set())
         return None
     if port:
         _listen_with_debugpy(model, port)

@@ -1,16 +1,18 @@
 """pdb for a terminal that attaches through a Unix socket."""
 
 import contextlib
+import inspect
 import logging
 import os
 import pdb
 import select
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from conch.debugger import DETACHED
 from workers.debugging import place_of
 
 logger = logging.getLogger("conch.workers.pdb_server")
@@ -42,6 +44,7 @@ class _Session(pdb.Pdb):
         """Detaches; the model goes on."""
         self.clear_all_breaks()
         self.set_continue()
+        self.write(DETACHED)
         self.detach()
         return True
 
@@ -83,23 +86,45 @@ class PdbServer:
         session = self._attached()
         if session is None:
             logger.warning("breakpoint() at %s: waiting for 'conch debug %s'", place_of(caller), self._model)
+        while session is None:
             session = self._accept()
         session.set_trace(caller)
 
     def run(self, execute: Callable[[Any], Any], requests: Any) -> Any:
         """``execute(requests)``, stopped at its first line if somebody is attached."""
         session = self._attached()
-        return execute(requests) if session is None else session.runcall(execute, requests)
+        if session is None:
+            return execute(requests)
+        if inspect.iscoroutinefunction(execute):
+            return _stopped(session, execute(requests))
+        return session.runcall(execute, requests)
 
     def _attached(self) -> _Session | None:
         if self._session is not None and self._session.has_gone:
             self._session.detach()
             self._session = None
-        if self._session is None and select.select([self._listener], [], [], 0)[0]:
+        while self._session is None and select.select([self._listener], [], [], 0)[0]:
             self._accept()
         return self._session
 
-    def _accept(self) -> _Session:
+    def _accept(self) -> _Session | None:
+        """Waits for a terminal; None if it has gone since."""
         connection, _ = self._listener.accept()
-        self._session = _Session(connection)
+        session = _Session(connection)
+        if session.has_gone:
+            session.detach()
+        else:
+            self._session = session
         return self._session
+
+
+async def _stopped(session: _Session, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Stops at the coroutine's first line, in the thread that runs it: what pdb's ``runcall`` does for functions."""
+    if session.detached:
+        return await coroutine
+    session.reset()
+    sys.settrace(session.trace_dispatch)
+    try:
+        return await coroutine
+    finally:
+        sys.settrace(None)

@@ -19,7 +19,7 @@ A pure machine: every public method takes an event and returns what is to be don
 All ``now`` are seconds on the monotonic clock. Times are decided here and nowhere else.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 
 from broker.instructions import CallFinished, TableChanged, WorkerReady
@@ -54,7 +54,7 @@ class Lifecycle:
     ``new_id`` makes the ids of workers. ``load_at_start``: model names in mode ``explicit``, ``*`` alone for all.
     ``parallel_loads``: versions that load at a time. ``memory`` is what the former broker left. ``watch``: models whose
     files change are loaded again, those whose folders are gone are unloaded, and with control mode ``none`` new ones
-    are loaded. ``debugged``: a model whose first instance may take any time to load.
+    are loaded. ``debugged``: models whose first instances may take any time to load.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Lifecycle:
         load_timeout_s: float = LOAD_TIMEOUT_S,
         memory: Memory | None = None,
         watch: bool = False,
-        debugged: str = "",
+        debugged: Collection[str] = (),
     ) -> None:
         self._control_mode = control_mode
         self._load_at_start = tuple(dict.fromkeys(load_at_start))

@@ -5,7 +5,7 @@ A worker is in ``workers`` from its ``Spawn`` (or its adoption) to its death, wa
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from math import inf
 
 from broker.instructions import ToControl, ToLauncher
@@ -61,10 +61,14 @@ class Stray:
 
 class Roster:
     """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``; none for the first
-    instance of the model ``debugged``."""
+    instances of the models in ``debugged``."""
 
     def __init__(
-        self, out: list[LifecycleInstruction], new_id: Callable[[], str], load_timeout_s: float, debugged: str = ""
+        self,
+        out: list[LifecycleInstruction],
+        new_id: Callable[[], str],
+        load_timeout_s: float,
+        debugged: Collection[str] = (),
     ) -> None:
         self._out = out
         self._new_id = new_id
@@ -138,7 +142,7 @@ class Roster:
 
     def _load_deadline(self, instance: Instance, now: float) -> float:
         """None in a debugger, where it takes as long as a person thinks."""
-        stops = instance.copy.name == self._debugged and instance.number == 0
+        stops = instance.copy.name in self._debugged and instance.number == 0
         return inf if stops else now + self._load_timeout_s
 
     def _enlist(self, id: str, instance: Instance) -> Worker:

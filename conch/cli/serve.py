@@ -114,11 +114,11 @@ def warn_of_a_missing_backend_directory(settings: Settings) -> None:
 
 def warn_of_a_debugged_model(settings: Settings) -> None:
     """It may have come in a variable that somebody has forgotten."""
-    model, port = settings.debug_target
-    if port:
-        logger.warning("--debug: every user of this machine can run code in '%s' through port %d", model, port)
-    elif model:
-        logger.warning("--debug: requests to '%s' wait while it is stopped in the debugger", model)
+    for model, port in settings.debug_targets.items():
+        if port:
+            logger.warning("--debug: every user of this machine can run code in '%s' through port %d", model, port)
+        else:
+            logger.warning("--debug: requests to '%s' wait while it is stopped in the debugger", model)
 
 
 def _take(run_dir: RunDir, settings: Settings) -> Lock:

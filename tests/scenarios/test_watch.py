@@ -140,9 +140,16 @@ def test_a_terminal_attaches_to_a_model(tmp_path: Path, run_dir: Path) -> None:
             client = threading.Thread(target=lambda: answers.append(infer(server, "stops")))
             client.start()
             assert "model.py(" in terminal.stdout.readline()
+            second = subprocess.run(
+                conch(server, "debug", "stops"), env=VARIABLES, capture_output=True, text=True, timeout=20
+            )
+            assert (
+                second.returncode == 1
+                and f"another terminal is attached to 'stops': pid {terminal.pid}" in second.stderr
+            )
             terminal.stdin.write("n\nvalue = 40\nq\n")
             terminal.stdin.flush()
             client.join(20)
             assert answers == [40]
-            terminal.stdin.close()
+            assert "detached, the model goes on\n" in terminal.stdout.read()
             assert terminal.wait(20) == 0

@@ -106,6 +106,28 @@ def test_a_terminal_that_goes_away_lets_the_model_go_on(debugged: Stage) -> None
         assert answer() == 2
 
 
+def test_it_stops_at_the_first_line_of_a_coroutine(debugged: Stage) -> None:
+    code = model("y = x + 1\nresponse = InferenceResponse([Tensor('OUT', y)])").replace(
+        "def execute", "async def execute"
+    )
+    worker = debugged.ready(debugged.model("stops", code))
+    gone = Terminal(debugged)
+    gone.close()  # harms nobody who comes later
+    for _ in range(2):
+        terminal = Terminal(debugged)
+        answer = ask(debugged, worker)
+        assert "execute()" in terminal.prompt()
+        terminal.say("p len(requests)")
+        assert "1\n" in terminal.prompt()
+        terminal.say("c")
+        assert answer() == 2
+        answer = ask(debugged, worker)
+        terminal.prompt()
+        terminal.say("q")
+        assert answer() == 2
+        terminal.close()
+
+
 def test_the_next_process_takes_over(debugged: Stage) -> None:
     config = debugged.model("stops", STOPS)
     debugged.ready(config)

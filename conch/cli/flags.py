@@ -157,9 +157,7 @@ FLAGS: tuple[Flag, ...] = (
     *_later("Backends", "rate-limit rate-limit-resource", str, "rate limiter"),
     # -------------------------------------------------------------------------------------------------- development
     _setting("Development", "watch", "load a model again when its files change"),
-    _setting(
-        "Development", "debug", "MODEL[:PORT], for 'conch debug', or debugpy on PORT (may be repeated)"
-    ),
+    _setting("Development", "debug", "MODEL[:PORT], for 'conch debug', or debugpy on PORT (may be repeated)"),
     # ------------------------------------------------------------------------------------------- memory and devices
     _setting("Memory and devices", "frontend_arena_nbytes", "cap of one frontend's shared memory for inputs"),
     _setting("Memory and devices", "worker_arena_nbytes", "cap of one worker's shared memory for outputs"),

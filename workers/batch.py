@@ -1,8 +1,11 @@
 """Runs one batch: inputs in, the model, outputs and responses out."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 from weakref import ref
 
 from conch.datatypes import element_count
@@ -44,6 +47,7 @@ class BatchRunner:
     def __init__(self, backend: Backend, config: ModelConfig, desk: Desk) -> None:
         self._backend = backend
         self._desk = desk
+        self._pid = os.getpid()
         self._connections = desk.connections
         self._decoupled = config.decoupled
         self._flows = Flows(desk.arena.arena.cap_nbytes)
@@ -84,7 +88,11 @@ class BatchRunner:
                     results.append(Result(error=Fault("Internal", text)))
         timing = Timing(infer_start_ns=time.monotonic_ns())
         if items:
-            answers = iter(self._execute(items, timing))
+            try:
+                answers = iter(self._execute(items, timing))
+            finally:
+                if os.getpid() != self._pid:
+                    _end_forked(self._backend.instance.name)
             results = [next(answers) if early is None else early for early in results]
         timing.infer_end_ns = timing.infer_end_ns or time.monotonic_ns()
         self._answer(batch, started_ns, replies, results, timing)
@@ -235,3 +243,16 @@ class BatchRunner:
             logger.exception("a batch of '%s' failed", instance)
             text = f"Failed to process the request(s) for model '{instance}', message: {error}"
             return [Result(error=Fault("ModelError", text)) for _ in items]
+
+
+def _end_forked(instance: str) -> NoReturn:
+    """What a model has forked must not go on as this worker, whose connections it shares."""
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        code = 1
+        logger.error("a process that '%s' has forked has come back from execute: it has to end by os._exit", instance)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)

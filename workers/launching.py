@@ -286,7 +286,8 @@ class Launcher:
 
     def _bury(self, descriptor: int) -> None:
         worker = self._live[descriptor]
-        died = worker.bury()
+        siblings = [each for each in self._live.values() if each.file.model == worker.file.model and each is not worker]
+        died = worker.bury(alone=not siblings)
         if died is None:
             attempts = self._handover_attempts[descriptor] = self._handover_attempts.get(descriptor, 0) + 1
             worker.adopted = attempts >= _HANDOVER_ATTEMPTS
@@ -294,6 +295,8 @@ class Launcher:
         self._poll.unregister(descriptor)
         self._handover_attempts.pop(descriptor, None)
         del self._live[descriptor]
+        for sibling in siblings:
+            sibling.is_alone()
         self._dead[died.worker] = worker
         self._reports.append(died)
         if died.exit_code == 0:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 from dataclasses import dataclass
 
@@ -11,17 +12,23 @@ from workers import worker_file
 from workers.worker_file import WorkerFile
 
 OUTPUT_TAIL_NBYTES = 2048
+#: a line that our logging has made
+_LOGGED = re.compile(rb"(?:[EWI]\d{4} \S+|\S+Z [EWI]) (?P<pid>\d+) ")
+#: how the dump of Python's fault handler begins
+_FAULT = b"Fatal Python error: "
 
 
 @dataclass
 class LiveProcess:
-    """``adopted``: a former launcher's child, so that its exit status is not ours to see."""
+    """``adopted``: a former launcher's child, so that its exit status is not ours to see. ``alone_from``: from there on,
+    unless there is one now, no other process of the model has written to its log."""
 
     file: WorkerFile
     descriptor: int
     run_dir: RunDir
     adopted: bool
     killed: bool = False
+    alone_from: int = 0
 
     def kill(self) -> None:
         self.killed = True
@@ -33,9 +40,10 @@ class LiveProcess:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.descriptor, signal.SIGTERM)
 
-    def bury(self) -> Died | None:
+    def bury(self, alone: bool = True) -> Died | None:
         """To be called when the pidfd is readable: ends what the worker left running, takes its exit status, and tidies
-        up. None: it is still being handed over by the process in between; ask again shortly."""
+        up. None: it is still being handed over by the process in between; ask again shortly. ``alone``: no other
+        process of its model lives."""
         pid = self.file.pid
         exit_code = signal_number = None
         if self.adopted:
@@ -55,17 +63,43 @@ class LiveProcess:
                 signal_number = status.si_status
         os.close(self.descriptor)
         self.run_dir.worker_file(self.file.worker).unlink(missing_ok=True)
-        return Died(self.file.worker, pid, exit_code, signal_number, self._output_tail())
+        return Died(
+            self.file.worker, pid, exit_code, signal_number, self._output_tail(alone, signal_number is not None)
+        )
 
-    def _output_tail(self) -> str:
+    def is_alone(self) -> None:
+        """Another process of the model has ended, this may be the only one now."""
+        with contextlib.suppress(OSError):
+            self.alone_from = os.path.getsize(self.run_dir.model_log(self.file.model))
+
+    def _output_tail(self, alone: bool, crashed: bool) -> str:
+        """Whole lines, as far as there are any. Of what others may have written, only what is certainly its own."""
         try:
             with open(self.run_dir.model_log(self.file.model), "rb") as log:
                 size = log.seek(0, os.SEEK_END)
                 offset = self.file.log_offset if self.file.log_offset <= size else 0
-                log.seek(max(offset, size - OUTPUT_TAIL_NBYTES))
-                return log.read(OUTPUT_TAIL_NBYTES).decode(errors="replace")
+                start = log.seek(max(offset, size - OUTPUT_TAIL_NBYTES))
+                data = log.read(OUTPUT_TAIL_NBYTES)
         except OSError:
             return ""
+        others = max(0, self.alone_from - start) if alone else len(data)
+        shared, own = data[:others], data[others:]
+        tail = _certain(shared, self.file.pid, crashed) + own
+        if start > offset and not shared:
+            tail = tail[tail.find(b"\n", 0, -1) + 1 :]
+        return tail.decode(errors="replace")
+
+
+def _certain(output: bytes, pid: int, crashed: bool) -> bytes:
+    """Of what several processes have written: what one has logged, and where it crashed."""
+    if crashed and _FAULT in output:
+        return output[output.rindex(_FAULT) :]
+    lines = (
+        line
+        for line in output.splitlines(keepends=True)
+        if (match := _LOGGED.match(line)) and match["pid"] == b"%d" % pid
+    )
+    return b"".join(lines)
 
 
 def born(worker: str, pid: int, run_dir: RunDir) -> LiveProcess | None:

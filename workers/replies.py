@@ -37,11 +37,15 @@ _NOTHING = Result()
 
 class Desk:
     """What all answers of a worker go through. ``lock`` guards the connections, the arena and the connection to the
-    broker; bytes are copied outside of it."""
+    broker; bytes are copied outside of it.
+
+    The lock can be taken twice only so that this can be told: a garbage collection under it may run a model's finalizer
+    that sends.
+    """
 
     def __init__(
         self,
-        lock: threading.Lock,
+        lock: threading.RLock,
         connections: Connections,
         arena: LeasedArena,
         reports: Reports,
@@ -56,6 +60,7 @@ class Desk:
         self.closed = False
         #: what the main thread has to see to, and requests whose inputs are still read
         self._dropped: deque[Replies] = deque()
+        self._late: deque[tuple[Replies, Result | None, bool]] = deque()
         self._released: deque[Replies] = deque()
         self._held: set[Replies] = set()
         shared.on_cancel = self._cancelled
@@ -70,6 +75,14 @@ class Desk:
         self._dropped.append(replies)
         self.shared.wake()
 
+    def is_locked_here(self) -> bool:
+        owned: bool = self.lock._is_owned()  # type: ignore[attr-defined]
+        return owned
+
+    def send_later(self, replies: "Replies", result: Result | None, final: bool) -> None:
+        self._late.append((replies, result, final))
+        self.shared.wake()
+
     def hold(self, replies: "Replies", hold: InputHold) -> None:
         """``replies`` has had its final response, but ``hold`` is alive. To be called with the lock."""
         self._held.add(replies)
@@ -82,6 +95,10 @@ class Desk:
 
     def attend(self) -> None:
         """On the main thread, without the lock."""
+        while self._late:
+            replies, result, final = self._late.popleft()
+            with suppress(ReplyClosed):
+                replies.send(result, final)
         while self._dropped:
             replies = self._dropped.popleft()
             model = replies.request.model
@@ -169,6 +186,9 @@ class Replies:
     def send(self, result: Result | None, final: bool) -> None:
         """Raises ``ReplyClosed``."""
         desk = self._desk
+        if desk.is_locked_here():
+            desk.send_later(self, result, final)
+            return
         counted = None if final and (result is None or result.error is not None) else self.flow
         if final and self.before_final is not None:
             self.before_final()

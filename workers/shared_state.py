@@ -37,6 +37,7 @@ class SharedState:
         self.handed_over: deque[Batch] = deque()
         self.welcomes = 0
         self.attention = False
+        self._closed = False
         self.on_cancel: Callable[[str, int], None] | None = None
         self._running: tuple[Running, ...] = ()
         #: requests that are answered on after their batch
@@ -45,9 +46,10 @@ class SharedState:
         self._unreported: list[Done | Closed] = []
 
     def wake(self) -> None:
-        """To be called by any other thread than the main one."""
+        """To be called by any other thread than the main one, and by finalizers on any, also at the end."""
         self.attention = True
-        os.eventfd_write(self.wake_main, 1)
+        if not self._closed:
+            os.eventfd_write(self.wake_main, 1)
 
     # ---------------------------------------------------------------------------------------- the control thread
 
@@ -170,4 +172,5 @@ class SharedState:
         return (requester, id) in self._cancelled
 
     def close(self) -> None:
+        self._closed = True
         os.close(self.wake_main)

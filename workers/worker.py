@@ -109,7 +109,7 @@ class Worker:
         self._arena = LeasedArena(Arena(settings.worker_arena_nbytes, "output"))
         self._connections = Connections(spawn.worker, run_dir, self._arena, self._poll)
         self._reports = Reports(self._data, self._shared)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._desk = Desk(self._lock, self._connections, self._arena, self._reports, self._shared)
         self._asker = Asker(run_dir, spawn.worker, settings.worker_arena_nbytes)
         set_asker(self._asker)

@@ -122,6 +122,19 @@ def test_what_a_child_drops_its_parent_still_reads(run: Run) -> None:
     assert run(code) is True
 
 
+@pytest.mark.parametrize(("ends", "status"), [("sys.exit(3)", 3), ("raise KeyError", 1), ("pass", 1)])
+def test_a_child_that_leaves_execute_ends(run: Run, ends: str, status: int) -> None:
+    code = f"""
+        import sys
+        pid = os.fork()
+        if not pid:
+            {ends}
+        result = pid and os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """
+    assert run(code) == status
+    assert run("result = shown(ask('double'))") == [[2, 4, 6]]
+
+
 def test_a_child_cannot_answer(forking_server: Server) -> None:
     given = tritonclient.http.InferInput("IN", [1], "INT32")
     given.set_data_from_numpy(np.ones(1, np.int32))

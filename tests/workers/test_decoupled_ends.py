@@ -86,6 +86,22 @@ def test_open_requests_over_a_brokers_restart(alone: Stage) -> None:
     assert not [message for _, message in stage.broker.heard if isinstance(message, (Done, Closed))]
 
 
+def test_a_finalizer_may_send_whatever_it_interrupts(stage: Stage) -> None:
+    """A garbage collection can run it while the same thread holds the worker's lock."""
+    code = body("""
+for request in requests:
+    sender = request.get_response_sender()
+    with sender._item.replies._desk.lock:
+        sender.send(answer(1))
+        sender.send(answer(2), FINAL)
+""")
+    worker = ready(stage, code)
+    asked = request(stage, 1)
+    stage.send(worker, asked)
+    assert [numbers(stage, [response]) for response in responses(stage, worker, asked)[asked.id]] == [[[1]], [[2]]]
+    closed(stage, asked)
+
+
 def test_done_comes_before_closed(alone: Stage) -> None:
     """Also if both happen while nobody can be told."""
     stage = alone
@@ -141,7 +157,8 @@ def test_drain_lets_finalize_wait_for_threads(stage: Stage) -> None:
     asked = request(stage, 3)
     stage.send(worker, asked)
     assert len(responses(stage, worker, asked)[asked.id]) == 4
-    stage.broker.expect(Closed)
+    if stage.broker.expect(Done).open:  # unless its thread was quicker
+        stage.broker.expect(Closed)
     stage.broker.to_control(worker, Drain())
     assert stage.broker.expect(Died).exit_code == 0
     assert (stage.path / "models" / "stream" / "1" / "finalized").exists()

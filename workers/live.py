@@ -20,8 +20,8 @@ _FAULT = b"Fatal Python error: "
 
 @dataclass
 class LiveProcess:
-    """``adopted``: a former launcher's child, so that its exit status is not ours to see. ``alone_from``: from there on,
-    unless there is one now, no other process of the model has written to its log."""
+    """``adopted``: a former launcher's child, so that its exit status is not ours to see. ``alone_from``: from there
+    on, unless there is one now, no other process of the model has written to its log."""
 
     file: WorkerFile
     descriptor: int

@@ -118,7 +118,10 @@ def describe_death(instance: str, exit_code: int | None, signal_number: int | No
     if fault is not None:
         return f"the worker of instance '{instance}' {how} in {fault['function']}, {fault['file']} line {fault['line']}"
     lines = [line.strip() for line in output_tail.splitlines() if line.strip()]
-    said = f"; its last output: {lines[-1][-_MAX_LINE:]}" if lines else ""
+    last = lines[-1] if lines else ""
+    if len(last) > _MAX_LINE:
+        last = "…" + last[-_MAX_LINE:]
+    said = f"; its last output: {last}" if last else ""
     return f"the worker of instance '{instance}' {how}{said}"
 
 

@@ -199,6 +199,32 @@ def test_the_tail_of_the_output_is_this_workers(stage: Stage) -> None:
     assert died(stage, stage.spawn(config)).output_tail == "short\n"
 
 
+def test_the_tail_of_the_output_begins_with_a_line(stage: Stage) -> None:
+    config = stage.model("dies", "import os\nfor n in range(1000):\n    print('line', n)\nos._exit(1)")
+    tail = died(stage, stage.spawn(config)).output_tail
+    assert tail.startswith("line ") and tail.endswith("line 999\n")
+
+
+def test_what_another_process_has_printed_is_not_taken_for_this_one_s_last_words(stage: Stage) -> None:
+    says = model("print('said by', os.getpid())\npb_utils.Logger.log_warn(f'of {os.getpid()}')\nresponse = None")
+    config = stage.model("talks", says)
+    first, second, third = stage.ready(config), stage.ready(config), stage.ready(config)
+    pids = {worker: pid_of(stage, worker) for worker in (first, second, third)}
+    for worker in (first, second, third):
+        stage.send(worker, stage.requester.request("talks", stage.requester.put("IN", ints(1))))
+        eventually(lambda pid=pids[worker]: f"of {pid}" in stage.model_log("talks"), "its words")
+    os.kill(pids[first], signal.SIGKILL)
+    tail = died(stage, first).output_tail
+    assert f"of {pids[first]}" in tail and "said by" not in tail and f"{pids[second]}" not in tail
+    os.kill(pids[second], signal.SIGKILL)
+    died(stage, second)
+    stage.send(third, stage.requester.request("talks", stage.requester.put("IN", ints(1))))
+    eventually(lambda: stage.model_log("talks").count(f"of {pids[third]}") == 2, "its words")
+    os.kill(pids[third], signal.SIGKILL)
+    tail = died(stage, third).output_tail
+    assert f"said by {pids[third]}" in tail and str(pids[second]) not in tail
+
+
 def test_the_template_is_started_again(stage: Stage) -> None:
     first = stage.ready(stage.model("echo", ECHO))
     (template,) = [

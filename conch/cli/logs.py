@@ -1,11 +1,14 @@
 """What the processes of a server write to their log files, for the person in front of ``conch serve``."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 #: a line that our logging has made; anything else is a print, a warning or a traceback
 _FORMATTED = re.compile(rb"(?:(?P<letter>[EWI])\d{4} |\S+Z (?P<iso>[EWI]) )")
+#: and its message, if there is something in it that JSON writes otherwise
+_ESCAPED = re.compile(rb'((?:[EWI]\d{4}|\S+Z [EWI]) [^"\]]+\] )(".*\\.*")')
 _SUPERVISORD = re.compile(rb"[\d-]+ [\d:,]+ (?P<level>[A-Z]+) (?P<text>.*)")
 _MAX_READ_NBYTES = 1 << 20
 
@@ -43,6 +46,25 @@ class Follower:
         return complete
 
 
+def readable(line: bytes) -> list[bytes]:
+    """What one line of a log says, as the lines of its message: the file has one line per event. All but the first are
+    indented, so that no message can look like another event, and nothing can steer a terminal."""
+    match = _ESCAPED.fullmatch(line)
+    try:
+        message = json.loads(match[2]) if match is not None else None
+    except ValueError:
+        message = None
+    if match is None or not isinstance(message, str):
+        return [line]
+    first, *others = message.rstrip("\n").split("\n")
+    return [match[1] + _shown(first), *(b"    " + _shown(other) for other in others)]
+
+
+def _shown(text: str) -> bytes:
+    safe = (each if each.isprintable() or each == "\t" else ascii(each)[1:-1] for each in text)
+    return "".join(safe).encode(errors="backslashreplace")
+
+
 class ProcessLogs:
     """The logs of all ``processes`` (names), of supervisord and of the models, filtered. ``talkative``: what the models
     and the broker log is shown whole."""
@@ -63,11 +85,15 @@ class ProcessLogs:
         shown = [line for line in self._supervisord.lines() if self._is_news(line)]
         for name, follower in self._processes.items():
             whole = self._talkative and name == "broker"
-            shown += [line for line in follower.lines() if line and self._is_shown(line, whole)]
+            for line in follower.lines():
+                if line and self._is_shown(line, whole):
+                    shown += readable(line)
         for path in self._models_folder.glob("*.log"):
             follower = self._models.setdefault(path, Follower(path, from_start=True))
             named = b"[" + path.stem.encode(errors="replace") + b"] "
-            shown += [named + line for line in follower.lines() if line and self._is_shown(line, self._talkative)]
+            for line in follower.lines():
+                if line and self._is_shown(line, self._talkative):
+                    shown += [named + each for each in readable(line)]
         return [line.decode(errors="replace") for line in shown]
 
     def _is_shown(self, line: bytes, whole: bool) -> bool:

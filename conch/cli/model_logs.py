@@ -8,10 +8,10 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from conch.cli.logs import Follower
+from conch.cli.logs import Follower, readable
 from conch.cli.running import NoServer, find_server
 from conch.run_dir import RunDir
 
@@ -55,12 +55,13 @@ def _show(path: Path, count: int, follow: bool) -> None:
     follower = Follower(path)
     with path.open("rb") as file:
         last = deque(file, maxlen=count)
-    _print(last)
+    _print(line.removesuffix(b"\n") for line in last)
     while follow:
         time.sleep(_LOOK_S)
-        _print([line + b"\n" for line in follower.lines()])
+        _print(follower.lines())
 
 
-def _print(lines: Sequence[bytes] | deque[bytes]) -> None:
-    sys.stdout.buffer.writelines(lines)
+def _print(lines: Iterable[bytes]) -> None:
+    for line in lines:
+        sys.stdout.buffer.writelines(each + b"\n" for each in readable(line))
     sys.stdout.flush()

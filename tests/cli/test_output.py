@@ -1,8 +1,9 @@
 """Tables, and what of the log files reaches the foreground."""
 
+import json
 from pathlib import Path
 
-from conch.cli.logs import Follower, ProcessLogs
+from conch.cli.logs import Follower, ProcessLogs, readable
 from conch.cli.tables import model_table
 from conch.messages import ModelEntry
 
@@ -92,6 +93,17 @@ def test_the_foreground_shows_what_a_person_needs(run_dir: Path) -> None:
     assert "fine" not in shown and "spawned" not in shown and "authentication" not in shown
     assert logs.exits == {"http": 1}
     assert logs.take() == []
+
+
+def test_a_message_of_many_lines_is_shown_as_such() -> None:
+    begin = b"E1121 08:29:12.123456 1 a.py:1] "
+    message = 'failed: "x"\n  File "a.py"\nE1121 no event\x1b[31m\té\\'
+    shown = readable(begin + json.dumps(message, ensure_ascii=False).encode())
+    assert [line.decode() for line in shown] == [
+        begin.decode() + 'failed: "x"', '      File "a.py"', "    E1121 no event\\x1b[31m\té\\"
+    ]  # fmt: skip
+    for plain in (b"a \\n print", begin + b'"fine"', begin + b'"no \\x json"', b'"a\\nb"'):
+        assert readable(plain) == [plain]
 
 
 def test_what_models_say_is_shown_with_their_names(run_dir: Path) -> None:

@@ -81,7 +81,9 @@ def run_and_exit(spawn: Spawn, settings: Settings) -> NoReturn:
         code = Worker(spawn, settings).run()
         atexit._run_exitfuncs()
     except SystemExit as error:
-        logger.error("the model ended the process: exit(%s)", error.code)
+        logger.error("the model ends the process, from here:", exc_info=error)
+        # by itself, because the reason that the broker gives quotes the last line
+        logger.error("the model ended the process: exit(%s)%s", _shown_code(error.code), _place_of(error))
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
@@ -90,6 +92,20 @@ def run_and_exit(spawn: Spawn, settings: Settings) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code & 0xFF)
+
+
+def _shown_code(code: object) -> str:
+    return "" if code is None else repr(code)
+
+
+def _place_of(error: SystemExit) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [
+        f" at {os.path.basename(each.filename)}:{each.lineno}"
+        for each in frames
+        if "_sitebuiltins" not in each.filename
+    ]
+    return places[-1] if places else ""
 
 
 class Worker:

@@ -100,7 +100,9 @@ def test_a_death_while_executing(
     assert (message.exit_code, message.signal) == (exit_code, signal_number)
     assert "before" in message.output_tail
     if statement == "sys.exit('a reason')":
-        assert "exit(a reason)" in message.output_tail
+        (line,) = (line for line in message.output_tail.splitlines() if "ended the process" in line)
+        assert "exit('a reason') at model.py:" in line
+        assert "in execute" in message.output_tail and message.output_tail.endswith(line + "\n")
     assert not [name for name in os.listdir("/dev/shm") if _is_orphan(name)]
     again = stage.ready(stage.model("echo", ECHO))
     assert np.array_equal(stage.ask(again, "echo", ints(5)), ints(5))

@@ -21,7 +21,8 @@ def server_status(
     models = []
     for entry in lifecycle.entries():
         queued, running = dispatcher.load_of(entry.name, entry.version)
-        models.append(QueueStatus(entry.name, entry.version, entry.state, entry.reason, queued, running))
+        reason = entry.reason or lifecycle.note(entry.name, entry.version)
+        models.append(QueueStatus(entry.name, entry.version, entry.state, reason, queued, running))
     instances = []
     for instance in lifecycle.instances():
         busy, executions = dispatcher.work_of(instance.worker)

@@ -113,6 +113,7 @@ class Keeper:
     def _begin_loading(self, model: Model, operation: Operation, result: Snapshot | Fault, now: float) -> None:
         if isinstance(result, Fault):
             model.poll_reason = reason_of(result)
+            self._goes_on(model, model.poll_reason)
             text = f"failed to load '{model.name}', failed to poll from model repository"
             self._finish(model, operation, Fault("PollFailed", text))
             return
@@ -133,6 +134,7 @@ class Keeper:
     def _refuse(self, model: Model, operation: Operation, snapshot: Snapshot, fault: Fault) -> None:
         """The model was found but cannot be loaded, whatever its backend may say."""
         logger.error("failed to load '%s': %s", model.name, fault.message)
+        self._goes_on(model, reason_of(fault))
         if not snapshot.versions:
             model.poll_reason = reason_of(fault)
             self._finish(model, operation, _load_failed(model.name, fault.message))
@@ -172,12 +174,17 @@ class Keeper:
         if not failures:
             self._commit(model, operation, operation.snapshot)
             return
-        for slot in model.serving:
-            logger.warning("'%s' version %s goes on serving as it was loaded before", model.name, slot.version)
+        self._goes_on(model, "; ".join(reason_of(fault) for _, fault in failures))
         for copy in operation.copies:
             self._give_up(model, copy, "unloaded" if copy.fault is None else reason_of(copy.fault), now)
         model.stale_folders.add(operation.snapshot.override.folder)
         self._finish(model, operation, _load_failed(model.name, *failures))
+
+    def _goes_on(self, model: Model, reason: str) -> None:
+        """A load has failed: what was loaded before stays."""
+        for slot in model.serving:
+            logger.warning("'%s' version %s goes on serving as it was loaded before", model.name, slot.version)
+        model.last_failure = reason
 
     def _give_up(self, model: Model, copy: Copy, reason: str, now: float) -> None:
         slot = model.slot(copy.version)
@@ -196,6 +203,7 @@ class Keeper:
                 self._unload_version(model, slot)
         if operation.copies:
             logger.info("successfully loaded '%s'", model.name)
+        model.last_failure = ""
         model.stale_folders.add(model.override.folder)
         model.override = snapshot.override
         self._finish(model, operation, None)

@@ -108,6 +108,10 @@ class Lifecycle:
         """Every instance; whether it is busy and its executions are the dispatcher's to fill in."""
         return views.instances(self._keeper.models, self._roster)
 
+    def note(self, name: str, version: int) -> str:
+        """What a person should know of a version that is READY all the same, or nothing."""
+        return views.note(self._keeper.models.get(name), version, self._readiness)
+
     @property
     def startup_finished(self) -> bool:
         """Every model that is to be loaded at start is READY or has failed. Never becomes False again."""

@@ -141,7 +141,7 @@ class Operation:
 class Model:
     """``poll_reason``: why the model could not even be read, when that is the last thing known about it.
     ``stale_folders``: of file overrides that only workers on their way out still use. ``digest`` and ``backend_dir``
-    are those of the last snapshot."""
+    are those of the last snapshot. ``last_failure``: why the last load failed, if it did."""
 
     __slots__ = (
         "name",
@@ -152,6 +152,7 @@ class Model:
         "stale_folders",
         "digest",
         "backend_dir",
+        "last_failure",
     )
 
     def __init__(self, name: str) -> None:
@@ -163,6 +164,7 @@ class Model:
         self.stale_folders: set[str] = set()
         self.digest = b""
         self.backend_dir = ""
+        self.last_failure = ""
 
     def slot(self, version: int) -> Slot:
         found = self.slots.get(version)

@@ -33,6 +33,8 @@ class Readiness:
         #: worker -> number of the check that it has not answered
         self._checks: dict[str, int] = {}
         self._last_check = 0
+        #: workers that said last that they are not ready
+        self._unready: set[str] = set()
 
     def ask(self, peer: str, call: int, workers: Sequence[str], now: float) -> None:
         """Answers ``call`` of ``peer``: True if all of ``workers`` say that they are ready, and there is one."""
@@ -50,6 +52,7 @@ class Readiness:
         if self._checks.get(worker) != number:
             return
         del self._checks[worker]
+        (self._unready.discard if ready else self._unready.add)(worker)
         for ask in [ask for ask in self._asks if worker in ask.waiting]:
             ask.waiting.discard(worker)
             if not ready or not ask.waiting:
@@ -63,6 +66,11 @@ class Readiness:
     def gone(self, worker: str) -> None:
         if worker in self._checks:
             self.checked(worker, self._checks[worker], False)
+        self._unready.discard(worker)
+
+    def says_no(self, worker: str) -> bool:
+        """Whether its last answer was that it is not ready."""
+        return worker in self._unready
 
     def expire(self, now: float) -> None:
         for ask in [ask for ask in self._asks if ask.deadline <= now]:

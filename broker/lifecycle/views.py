@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from broker.lifecycle.memory import Memory, RememberedConfig, RememberedLoad
 from broker.lifecycle.models import Copy, Model, Slot
+from broker.lifecycle.readiness import Readiness
 from broker.lifecycle.roster import Roster
 from broker.repository.scan import DUPLICATE_REASON, Found
 from broker.repository.snapshot import Override
@@ -37,6 +38,19 @@ def _entry(name: str, slot: Slot) -> ModelEntry:
     return ModelEntry(
         name, slot.version, slot.state, slot.reason, healthy, copy.config_json, copy.snapshot.labels, copy.checks
     )
+
+
+def note(model: Model | None, version: int, readiness: Readiness) -> str:
+    """What a person should know of a version that serves, or nothing."""
+    copy = model.slots[version].serving if model is not None and version in model.slots else None
+    if model is None or copy is None:
+        return ""
+    notes = []
+    if any(readiness.says_no(instance.worker) for instance in copy.instances):
+        notes.append("not ready, the model said when it was asked last")
+    if model.last_failure:
+        notes.append(f"serves as it was loaded before; the last load failed: {model.last_failure.strip()}")
+    return "\n".join(notes)
 
 
 def folders(models: dict[str, Model], found: Found) -> tuple[tuple[str, str], ...]:

@@ -39,6 +39,11 @@ def test_every_instance_is_asked_and_all_must_be_ready() -> None:
     assert world.said[1:] == [(2, False)]
     answer(world, True)
     assert len(world.said) == 2
+    assert world.machine.note("m", 1) == "not ready, the model said when it was asked last"
+    ask(world, 3)
+    answer(world, True)
+    answer(world, True)
+    assert world.machine.note("m", 1) == ""
 
 
 def test_whoever_asks_meanwhile_shares_the_answer() -> None:

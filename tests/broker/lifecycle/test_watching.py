@@ -39,15 +39,18 @@ def test_one_model_is_loaded_again_once_it_rests() -> None:
     assert spawned(world) == []
 
 
-def test_a_version_that_does_not_load_leaves_the_former_one_serving() -> None:
+def test_a_version_that_does_not_load_leaves_the_former_one_serving(caplog: pytest.LogCaptureFixture) -> None:
     world = watching()
     (former,) = world.workers_of("a")
     world.models["a"] = snapshot("a", fault=Fault("InvalidArgument", "broken"), files="broken")
     world.pass_time(10 * LOOK_S)
     assert world.entry("a").state == READY and former.state == "ready"
+    assert "the last load failed: Invalid argument: broken" in world.machine.note("a", 1)
+    assert "'a' version 1 goes on serving as it was loaded before" in caplog.text
     world.models["a"] = snapshot("a", files="mended")
     world.pass_time(10 * LOOK_S)
     assert former.state == "dead" and len(world.workers_of("a")) == 1
+    assert world.machine.note("a", 1) == world.machine.note("x", 1) == ""
 
 
 def test_a_model_that_failed_at_start_and_a_new_one() -> None:
@@ -73,6 +76,7 @@ def test_a_model_that_cannot_be_read_is_tried_once_per_change() -> None:
     world.models["a"] = Fault("PollFailed", "failed to read text proto from config.pbtxt")
     polls = len(world.log)
     world.pass_time(20 * LOOK_S)
+    assert "failed to read text proto" in world.machine.note("a", 1)
     assert sum(isinstance(each, Poll) for each in world.log[polls:]) == 1
     world.models["a"] = snapshot("a", files="mended")
     world.pass_time(5 * LOOK_S)

@@ -298,7 +298,7 @@ class Server:
                 submit(
                     repository.find,
                     lambda found: exchange.names_found(found, time.monotonic()),
-                    Found((), frozenset()),
+                    Found((), frozenset(), complete=False),
                 )
             case Watch(models):
                 submit(

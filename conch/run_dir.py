@@ -97,6 +97,14 @@ class RunDir:
         if stat.S_IMODE(found.st_mode) & 0o077:
             self.path.chmod(0o700)
 
+    def clear_sockets(self, of_broker: bool) -> None:
+        """Removes what processes that were killed could not. ``of_broker``: it has certainly ended, too."""
+        for path in (*self.requesters.glob("*.sock"), *self.path.glob("debug-*")):
+            path.unlink(missing_ok=True)
+        if of_broker:
+            self.broker_socket.unlink(missing_ok=True)
+            self.broker_data_socket.unlink(missing_ok=True)
+
     def _refuse_a_shared_folder(self) -> None:
         """``--run-dir=/tmp`` must not close /tmp to everybody else."""
         try:

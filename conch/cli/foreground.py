@@ -1,5 +1,7 @@
 """The running ``conch serve``: waits for the models, says what happened, and stops the server when asked."""
 
+import contextlib
+import json
 import logging
 import math
 import os
@@ -37,6 +39,8 @@ _LEFTOVER_GRACE_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 1.0
 #: what a second signal leaves of the time to stop
 _HURRY_SECONDS = 2.0
+#: of the models that keep the server from stopping
+_MOST_NAMED = 10
 
 
 class Observer:
@@ -78,6 +82,7 @@ class Foreground:
 
     def __init__(self, settings: Settings, run_dir: RunDir, family: Family, signals: StopSignals) -> None:
         self._settings = settings
+        self._run_dir = run_dir
         self._family = family
         self._signals = signals
         self._logs = ProcessLogs(
@@ -101,6 +106,7 @@ class Foreground:
         finally:
             self._forget_broker()
             self._family.end(0)
+            self._run_dir.clear_sockets(of_broker=True)
             os.close(self._pidfd)
 
     def _turn(self, seconds: float) -> bool:
@@ -192,7 +198,21 @@ class Foreground:
                 return 1
             if now >= next_report:
                 next_report += 1
-                logger.info("Timeout %d: waiting for requests and models to finish", math.ceil(deadline - now))
+                logger.info(
+                    "Timeout %d: waiting for requests and models to finish%s",
+                    math.ceil(deadline - now),
+                    self._who_is_left(signals_seen),
+                )
         if self._family.end(_LEFTOVER_GRACE_SECONDS):
             logger.warning("some processes had to be ended after supervisord")
         return status
+
+    def _who_is_left(self, signals_seen: int) -> str:
+        """The models that still have processes, for a person who waits, and what would hurry them."""
+        models = set()
+        for path in self._run_dir.workers.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                models.add(json.loads(path.read_bytes())["model"])
+        named = ", ".join(sorted(models)[:_MOST_NAMED]) + (", …" if len(models) > _MOST_NAMED else "")
+        hurry = f"; a second Ctrl-C leaves them {_HURRY_SECONDS:.0f} s" if signals_seen == 1 else ""
+        return f" ({named}{hurry})" if models else ""

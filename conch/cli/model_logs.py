@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from conch.cli.logs import Follower, readable
-from conch.cli.running import NoServer, find_server
+from conch.cli.running import NoServer, find_server, running_servers
 from conch.run_dir import RunDir
+from conch.settings import Settings, run_dir_places
 
 _LOOK_S = 0.2
 
@@ -29,8 +30,12 @@ def logs(arguments: Sequence[str]) -> int:
     try:
         run_dir = RunDir(wanted.run_dir or find_server("", wanted.http_port).run_dir)
     except NoServer as error:
-        print(f"conch logs: {error}", file=sys.stderr)
-        return 1
+        former = former_run_dir(wanted.http_port)
+        if former is None:
+            print(f"conch logs: {error}; --run-dir=DIR shows the logs of one that has ended", file=sys.stderr)
+            return 1
+        print(f"conch logs: {error}; this is what the last one has left in {former.path}", file=sys.stderr)
+        run_dir = former
     path = run_dir.model_log(wanted.model)
     if not path.is_file():
         there_are = ", ".join(sorted(file.stem for file in run_dir.model_logs.glob("*.log"))) or "none"
@@ -49,6 +54,15 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which server."""
     parser.add_argument("--run-dir", default="", help="of the server; default: the only one of yours that is running")
     parser.add_argument("--http-port", type=int, default=0, help="of the server")
+
+
+def former_run_dir(http_port: int) -> RunDir | None:
+    """Where the last server with that port has left its logs, if it had the default run directory for it. Without a
+    port: the default one's, unless several servers are running."""
+    if not http_port and running_servers():
+        return None
+    found = (RunDir(f"{place}{http_port or Settings().http_port}") for place in run_dir_places())
+    return next((run_dir for run_dir in found if run_dir.model_logs.is_dir()), None)
 
 
 def _show(path: Path, count: int, follow: bool) -> None:

@@ -48,8 +48,7 @@ def _prepare() -> Settings:
         run_dir.create()
         _hold_lock(settings)
         run_dir.changed_settings.unlink(missing_ok=True)
-        for path in run_dir.requesters.glob("*.sock"):
-            path.unlink(missing_ok=True)  # of processes that were killed together with their broker
+        run_dir.clear_sockets(of_broker=False)
     except (ConchError, CannotServe) as error:
         raise SystemExit(f"conch: {error}") from error
     except LockHeld as error:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.http
 
-from tests.scenarios.harness import REPOSITORY_ROOT, Server, serving
+from tests.scenarios.harness import REPOSITORY_ROOT, Server, free_port, serving
 
 MODEL = """
 import helper
@@ -121,6 +122,30 @@ def test_what_a_model_says(tmp_path: Path, run_dir: Path) -> None:
         assert found.stdout.splitlines().count("hello from talks 1") == 1 and found.returncode == 0
         lost = subprocess.run(conch(server, "logs", "x"), env=VARIABLES, capture_output=True, text=True, timeout=20)
         assert lost.returncode == 1 and "there are logs of: talks" in lost.stderr
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_has_ended(tmp_path: Path, run_dir: Path) -> None:
+    write(tmp_path, "hangs", code=MODEL + "\n    def finalize(self):\n        __import__('time').sleep(60)\n")
+    variables = {**VARIABLES, "XDG_RUNTIME_DIR": str(run_dir)}
+    server = Server([tmp_path], run_dir, ["--debug=hangs"])
+    try:
+        server.start()
+        assert server.process is not None
+        server.process.send_signal(signal.SIGINT)
+        until(server, "waiting for requests and models to finish (hangs; a second Ctrl-C leaves them 2 s)")
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait(20) == 1
+    finally:
+        server.kill_everything()
+    left = [*run_dir.glob("*.sock"), *run_dir.glob("broker.*")]
+    assert [path.name for path in left if path.suffix != ".lock"] == []
+    port = free_port()
+    (run_dir / f"conch-{port}").symlink_to(run_dir)
+    command = [sys.executable, "-m", "conch", "logs", "hangs", f"--http-port={port}"]
+    found = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=20)
+    assert found.returncode == 0 and "hello from hangs 1" in found.stdout, found.stderr
+    assert f"this is what the last one has left in {run_dir}/conch-{port}" in found.stderr
 
 
 @pytest.mark.timeout(60)

@@ -125,6 +125,26 @@ def test_what_a_model_says(tmp_path: Path, run_dir: Path) -> None:
 
 
 @pytest.mark.timeout(60)
+def test_a_terminal_is_told_that_the_process_has_ended(tmp_path: Path, run_dir: Path) -> None:
+    folder = write(tmp_path, "stops")
+    with serving([tmp_path], run_dir, "--debug=stops", "--watch") as server:
+        terminal = subprocess.Popen(
+            conch(server, "debug", "stops"), env=VARIABLES, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert terminal.stdin is not None and terminal.stderr is not None
+        with terminal:
+            assert "attached to 'stops'" in terminal.stderr.readline()
+            (folder / "helper.py").write_text("VALUE = 2\n")
+            assert "the process of 'stops' has ended: loaded again" in terminal.stderr.read()
+            assert terminal.wait(20) == 0
+        terminal = subprocess.Popen(
+            conch(server, "debug", "stops"), env=VARIABLES, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert terminal.communicate("", timeout=20) == ("detached, the model goes on\n", None)
+        assert infer(server, "stops") == 2
+
+
+@pytest.mark.timeout(60)
 def test_a_server_that_has_ended(tmp_path: Path, run_dir: Path) -> None:
     write(tmp_path, "hangs", code=MODEL + "\n    def finalize(self):\n        __import__('time').sleep(60)\n")
     variables = {**VARIABLES, "XDG_RUNTIME_DIR": str(run_dir)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conch.messages import Ready
+from tests.workers import decoupled
 from tests.workers.harness import Stage, ints
 from tests.workers.test_python_model import model
 
@@ -126,6 +127,33 @@ def test_it_stops_at_the_first_line_of_a_coroutine(debugged: Stage) -> None:
         terminal.say("q")
         assert answer() == 2
         terminal.close()
+
+
+def test_batches_of_a_coroutine_that_run_at_a_time(debugged: Stage) -> None:
+    code = (
+        decoupled.HEAD
+        + """
+    waiting = []
+
+    async def execute(self, requests):
+        self.waiting.append(asyncio.Event())
+        if len(self.waiting) == 1:
+            await self.waiting[0].wait()
+        self.waiting[0].set()
+        requests[0].get_response_sender().send(answer(len(self.waiting)), FINAL)
+"""
+    )
+    worker = decoupled.ready(debugged, code, name="stops")
+    terminal = Terminal(debugged)
+    asked = [decoupled.request(debugged, 1, model="stops") for _ in range(2)]
+    for each in asked:
+        debugged.done(debugged.send(worker, each))
+        assert "execute()" in terminal.prompt()
+        terminal.say("c")
+    found = decoupled.responses(debugged, worker, *asked)
+    assert [decoupled.numbers(debugged, each) for each in found.values()] == [[[2]], [[2]]]
+    decoupled.closed(debugged, *asked)
+    terminal.close()
 
 
 def test_the_next_process_takes_over(debugged: Stage) -> None:

@@ -109,6 +109,8 @@ def test_every_answer_is_sent_once_and_never_early(events: list[tuple[str, bytes
         elif kind == "gone":
             told.pop(peer, None)
             seen.pop(peer, None)
+            for missing, _ in asked.values():  # nobody waits for it again if it comes back
+                missing.pop(peer, None)
             take(waits.gone(peer))
         else:
             take(waits.tick(now))

@@ -80,8 +80,14 @@ def identity_cases() -> list[Case]:
 
 
 def python_cases() -> list[Case]:
+    loads: list[tuple[str, Load]] = [
+        ("HTTP", HttpLoad(models.chain(16 * MIB))),
+        ("HTTP, shared memory", Chain(16 * MIB)),
+    ]
     chains = [
-        Case(f"chain of three models, 16 MiB, {number_of(clients)}", Chain(16 * MIB), clients) for clients in (1, 4)
+        Case(f"chain of three models, {name}, 16 MiB, {number_of(clients)}", load, clients)
+        for name, load in loads
+        for clients in (1, 4)
     ]
     name = f"{STREAMED_RESPONSES:,} responses to one request, gRPC streaming"
     return [*chains, Case(name, Counting(STREAMED_RESPONSES), 1)]

@@ -132,6 +132,11 @@ def identity(nbytes: int) -> HttpRequest:
     return binary_request("identity", {"INPUT0": values}, "UINT8", values.tobytes())
 
 
+def chain(nbytes: int) -> HttpRequest:
+    values = random_bytes(nbytes)
+    return binary_request("chain", {"IN": values}, "UINT8", (values + 2).tobytes())
+
+
 def classification(batch_size: int) -> HttpRequest:
     return binary_request(
         f"{CLASSIFIER}_{batch_size}", {"bytes": classifier_input(batch_size)}, "INT32", b'"binary_data_size":'

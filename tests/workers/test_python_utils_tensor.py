@@ -66,7 +66,7 @@ def test_bf16_goes_both_ways() -> None:
     assert tensor.triton_dtype() == 14 and tensor.shape() == [2]
     again = Tensor.from_dlpack("b", tensor)
     assert again.triton_dtype() == 14
-    assert bytes(again._as_input().data) == patterns.tobytes()
+    assert bytes(again._as_input(True).data) == patterns.tobytes()
     with pytest.raises(pb_utils.TritonModelException, match="BF16"):
         again.as_numpy()
 
@@ -173,16 +173,16 @@ def test_strings_cannot_go_to_dlpack() -> None:
 def test_an_untouched_input_is_lent() -> None:
     reference = lent(12)
     tensor = input_tensor(Input("a", "INT32", (3,), memoryview(ints(3)), reference))
-    given = tensor._as_input()
+    given = tensor._as_input(True)
     assert given.lent is reference and not given.data and given.shape == (3,)
     tensor.as_numpy()[0] = 9
-    given = tensor._as_input()
+    given = tensor._as_input(True)
     assert given.lent is None and bytes(given.data) == np.array([9, 1, 2], np.int32).tobytes()
 
 
 def test_an_input_that_cannot_be_lent_is_copied_at_once() -> None:
     memory = bytearray(ints(3))
-    given = input_tensor(Input("a", "INT32", (3,), memoryview(memory)))._as_input()
+    given = input_tensor(Input("a", "INT32", (3,), memoryview(memory)))._as_input(True)
     memory[:] = bytes(12)
     assert bytes(given.data) == ints(3)
 
@@ -190,20 +190,20 @@ def test_an_input_that_cannot_be_lent_is_copied_at_once() -> None:
 def test_changed_strings_are_sent_as_they_are_now() -> None:
     packed = tensors.pack([b"a", b"bc"])
     tensor = input_tensor(Input("a", "BYTES", (2,), memoryview(packed)))
-    assert bytes(tensor._as_input().data) == packed
+    assert bytes(tensor._as_input(True).data) == packed
     tensor.as_numpy()[0] = "ä"
-    assert bytes(tensor._as_input().data) == tensors.pack(["ä".encode(), b"bc"])
-    assert bytes(Tensor("b", np.array(["x", "yz"]))._as_input().data) == tensors.pack([b"x", b"yz"])
+    assert bytes(tensor._as_input(True).data) == tensors.pack(["ä".encode(), b"bc"])
+    assert bytes(Tensor("b", np.array(["x", "yz"]))._as_input(True).data) == tensors.pack([b"x", b"yz"])
 
 
 def test_an_array_is_given_as_it_lies() -> None:
     array = np.arange(6, dtype=np.int32).reshape(2, 3)
-    data = Tensor("a", array)._as_input().data
+    data = Tensor("a", array)._as_input(True).data
     array[0, 0] = 7
     assert np.frombuffer(data, np.int32)[0] == 7
-    turned = Tensor("a", array.T)._as_input()
+    turned = Tensor("a", array.T)._as_input(True)
     assert turned.shape == (3, 2) and bytes(turned.data) == np.ascontiguousarray(array.T).tobytes()
-    assert len(Tensor("a", np.zeros((2, 0)))._as_input().data) == 0
+    assert len(Tensor("a", np.zeros((2, 0)))._as_input(True).data) == 0
 
 
 def test_another_models_output() -> None:
@@ -211,7 +211,7 @@ def test_another_models_output() -> None:
     gone = weakref.ref(hold)
     tensor = output_tensor(OutputTensor("a", "INT32", (3,), memoryview(ints(3)), None, lent(12, hold)))
     del hold
-    assert tensor._as_input().lent is not None
+    assert tensor._as_input(True).lent is not None
     passed_on = tensor._passed_on()
     assert isinstance(passed_on, np.ndarray) and passed_on.tolist() == [0, 1, 2]
     array = tensor.as_numpy()
@@ -227,7 +227,7 @@ def test_a_tensor_that_is_kept_lets_go_of_lent_memory() -> None:
     del hold
     tensor._keep()
     assert gone() is None
-    assert tensor._as_input().lent is None
+    assert tensor._as_input(True).lent is None
     assert tensor.as_numpy().tolist() == [0, 1, 2]
 
 
@@ -246,7 +246,7 @@ def test_a_read_only_input_is_a_view_that_holds_its_memory() -> None:
         array[0] = 1
     memory[0] = 5
     assert array[0] == 5, "no copy"
-    assert tensor._as_input().lent is not None
+    assert tensor._as_input(True).lent is not None
     part = array[1:].reshape(2, 1)
     del array, tensor
     assert gone() is not None and part.tolist() == [[1], [2]]

@@ -198,14 +198,14 @@ class InferenceRequest:
     def exec(self, decoupled: bool = False) -> "InferenceResponse | bls.ResponseIterator":
         """Asks ``model_name`` and waits: for its response, or for the first of any number. Whatever goes wrong there is
         a response with an error. Raises ``TritonModelException`` outside of ``execute``."""
-        return bls.ask_and_wait(self._question(), decoupled)
+        return bls.ask_and_wait(self._question(waits=True), decoupled)
 
     def async_exec(self, decoupled: bool = False) -> "asyncio.Future[InferenceResponse | bls.ResponseIterator]":
         """``exec`` for a coroutine; several can be under way at once. Cancelling what this returns, or the task that
         awaits it, cancels the request."""
-        return bls.ask_in_loop(self._question(), decoupled)
+        return bls.ask_in_loop(self._question(waits=False), decoupled)
 
-    def _question(self) -> bls.Question:
+    def _question(self, waits: bool) -> bls.Question:
         correlation_id = self._correlation_id
         flags = self._flags
         sequence = None
@@ -213,7 +213,7 @@ class InferenceRequest:
             start = bool(flags & TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
             sequence = messages.Sequence(correlation_id, start, bool(flags & TRITONSERVER_REQUEST_FLAG_SEQUENCE_END))
         call = InferenceCall(
-            [tensor._as_input() for tensor in self._inputs],
+            [tensor._as_input(waits) for tensor in self._inputs],
             tuple(self._output_names),
             self._request_id,
             self._parameters,

@@ -22,6 +22,8 @@ _NUMPY_DTYPES = tensors.NUMPY_DTYPES
 #: A final response, which makes copies of the inputs that are left, may come from any thread. Of the kind that its
 #: holder may take again: a garbage collection may run code of the model that sends one.
 _materialising = threading.RLock()
+#: a request's inputs of up to this size are never lent
+_SMALL_NBYTES = 64 * 1024
 
 
 class Tensor:
@@ -118,8 +120,9 @@ class Tensor:
                 COPIES.kept += len(self._source)
                 self._lent = None
 
-    def _as_input(self) -> TensorInput:
-        """What another model is asked with: nothing is copied here that can be lent."""
+    def _as_input(self, waits: bool) -> TensorInput:
+        """What another model is asked with; what can be lent is not copied here. ``waits``: whoever asks waits until
+        it has been sent."""
         lent = self._lent
         if lent is not None:
             return TensorInput(self._name, self._datatype, self._shape, b"", lent=lent)
@@ -127,8 +130,8 @@ class Tensor:
         with _materialising:  # an input's bytes go away with the final response, which may be sent right now
             source = self._source
             if source is not None:
-                # of memory that cannot be lent nobody knows how long it stays
-                data = bytes(source)
+                # Nobody knows how long memory stays that cannot be lent. What is large of it is a client's own.
+                data = source if waits and len(source) > _SMALL_NBYTES else bytes(source)
                 if data is not source:
                     COPIES.request += len(data)
                 return TensorInput(self._name, self._datatype, self._shape, data)

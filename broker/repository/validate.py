@@ -69,7 +69,7 @@ def check_supported(config: ModelConfigMessage) -> None:
     missing = ""
     if config.HasField("ensemble_scheduling") or config.platform == platforms.ENSEMBLE:
         missing = "ensembles (ensemble_scheduling)"
-    elif config.HasField("sequence_batching"):
+    elif config.HasField("sequence_batching") and not _is_only_iterative(config.sequence_batching):
         missing = "the sequence batcher (sequence_batching)"
     elif config.HasField("model_repository_agents"):
         missing = "repository agents (model_repository_agents)"
@@ -79,6 +79,11 @@ def check_supported(config: ModelConfigMessage) -> None:
         missing = "ragged batches (allow_ragged_batch)"
     if missing:
         raise Unsupported(f"model '{config.name}' uses {missing}, which Conch does not have yet")
+
+
+def _is_only_iterative(batching: Any) -> bool:
+    """Each request is a sequence of its own, which its model may ask to be given again; none needs a slot."""
+    return bool(batching.iterative_sequence and not batching.control_input and not batching.state)
 
 
 def without_effect(config: ModelConfigMessage) -> list[str]:

@@ -176,6 +176,10 @@ def test_tensors_that_are_fine(tensors: str, tmp_path: Path) -> None:
 
 NOT_THERE = [
     ("sequence_batching { }", "the sequence batcher (sequence_batching)"),
+    (
+        "sequence_batching { iterative_sequence: true state { input_name: 'a' output_name: 'b' data_type: TYPE_INT32 } }",
+        "the sequence batcher (sequence_batching)",
+    ),
     ("model_repository_agents { agents { name: 'checksum' } }", "repository agents (model_repository_agents)"),
     ("batch_input { kind: BATCH_ELEMENT_COUNT target_name: 'x' }", "ragged batches (batch_input, batch_output)"),
 ]
@@ -186,6 +190,13 @@ def test_features_that_are_not_there_yet(extra: str, what: str, tmp_path: Path) 
     write_model(tmp_path / "models", "m", f'backend: "python" {TENSORS} {extra}')
     fault = refused(found(repository(tmp_path / "models").poll("m")))
     assert (fault.kind, fault.message) == ("Unsupported", f"model 'm' uses {what}, which Conch does not have yet")
+
+
+def test_iterative_sequences_need_no_batcher(tmp_path: Path) -> None:
+    write_model(
+        tmp_path / "models", "m", f'backend: "python" {TENSORS} sequence_batching {{ iterative_sequence: true }}'
+    )
+    assert found(repository(tmp_path / "models").poll("m")).fault is None
 
 
 def test_ensembles_are_not_there_yet(tmp_path: Path) -> None:

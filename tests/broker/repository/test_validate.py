@@ -177,7 +177,7 @@ def test_tensors_that_are_fine(tensors: str, tmp_path: Path) -> None:
 NOT_THERE = [
     ("sequence_batching { }", "the sequence batcher (sequence_batching)"),
     (
-        "sequence_batching { iterative_sequence: true state { input_name: 'a' output_name: 'b' data_type: TYPE_INT32 } }",
+        "sequence_batching { iterative_sequence: true state { input_name: 'a' output_name: 'b' } }",
         "the sequence batcher (sequence_batching)",
     ),
     ("model_repository_agents { agents { name: 'checksum' } }", "repository agents (model_repository_agents)"),

@@ -176,7 +176,7 @@ def run(options: argparse.Namespace, work: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures Conch, Triton and a bare onnxruntime loop, taking turns.")
-    parser.add_argument("--quick", action="store_true", help="about eight minutes instead of thirty; less certain")
+    parser.add_argument("--quick", action="store_true", help="about ten minutes instead of thirty; less certain")
     parser.add_argument("--rounds", type=int, default=0, metavar="N", help="of every case, instead of 7 or 3")
     parser.add_argument("--triton-url", default="", metavar="HOST:PORT", help="a Triton that is running already")
     parser.add_argument("--triton-grpc-url", default="", metavar="HOST:PORT", help="its gRPC endpoint")

@@ -5,9 +5,16 @@ every other process gets the JSON and decodes from it what it needs. Fields not 
 the model.
 """
 
+import re
+from math import inf
+
 import msgspec
 
 from conch.datatypes import from_config_type
+from conch.errors import InvalidArgument
+
+_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_WHOLE = re.compile(r"[0-9]{1,9}")
 
 
 class _Part(msgspec.Struct, frozen=True, gc=False):
@@ -103,9 +110,32 @@ class ModelConfig(_Part, frozen=True):
 
     @property
     def idempotent(self) -> bool:
-        """Whether a request may be run again after its worker died. True unless the model's parameter ``idempotent``
-        is ``false``."""
-        return self.parameter("idempotent", "true").lower() not in ("false", "0", "no")
+        """Whether a request that was running when its worker died may be run again. True unless the model's parameter
+        ``IDEMPOTENT`` is ``false``. Raises ``InvalidArgument`` for anything else, as the next two do."""
+        text = self.parameter("IDEMPOTENT", "true").strip().lower()
+        if text not in ("true", "false"):
+            raise InvalidArgument(f"parameter IDEMPOTENT must be true or false, not '{text}'")
+        return text == "true"
+
+    @property
+    def execution_timeout_s(self) -> float:
+        """Parameter ``EXECUTION_TIMEOUT_S``: how long the worker may take for one batch; ``inf`` without it."""
+        text = self.parameter("EXECUTION_TIMEOUT_S").strip()
+        if not text:
+            return inf
+        if not _DECIMAL.fullmatch(text) or not float(text):
+            raise InvalidArgument(f"parameter EXECUTION_TIMEOUT_S must be seconds, more than 0, not '{text}'")
+        return float(text)
+
+    @property
+    def memory_limit_nbytes(self) -> int:
+        """Parameter ``MEMORY_LIMIT_MIB``: how much private memory a worker of the model may have; 0 without it."""
+        text = self.parameter("MEMORY_LIMIT_MIB").strip()
+        if not text:
+            return 0
+        if not _WHOLE.fullmatch(text) or not int(text):
+            raise InvalidArgument(f"parameter MEMORY_LIMIT_MIB must be a whole number of MiB, not '{text}'")
+        return int(text) << 20
 
 
 def decode_config(config_json: str) -> ModelConfig:

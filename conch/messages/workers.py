@@ -11,7 +11,8 @@ class Spawn(Message, frozen=True):
     ``config`` is the model configuration as JSON. ``complete``: report a completed configuration first and wait for
     ``Configured``. ``model_dir`` is the model's folder, ``version_dir`` the folder of the version. ``backend_config``
     holds the server's ``--backend-config`` settings that apply to this backend. ``backend_dir``: the folder of a
-    Python-based backend, whose ``model.py`` runs instead of one of the model's own.
+    Python-based backend, whose ``model.py`` runs instead of one of the model's own. ``memory_limit_nbytes``: private
+    memory beyond which the launcher ends the worker; 0 for no limit.
     """
 
     worker: str
@@ -28,12 +29,18 @@ class Spawn(Message, frozen=True):
     version_dir: str
     backend_config: dict[str, str] = {}
     backend_dir: str = ""
+    memory_limit_nbytes: int = 0
 
 
 class Kill(Message, frozen=True):
-    """Broker to launcher: end this worker with SIGKILL. Its death is reported as any other."""
+    """Broker to launcher: end this worker with SIGKILL. Its death is reported as any other.
+
+    ``reason``: what it did, as the end of "the worker of instance 'm_0' …". A worker that is killed for one is told to
+    show first what it was doing: SIGABRT, and SIGKILL a moment later.
+    """
 
     worker: str
+    reason: str = ""
 
 
 class Preparing(Message, frozen=True):
@@ -51,13 +58,14 @@ class Spawned(Message, frozen=True):
 class Died(Message, frozen=True):
     """Launcher to broker: the process is gone, seen through its pidfd. Exactly one of ``exit_code`` and ``signal`` is
     set, or neither when the launcher had adopted the process and cannot know. ``output_tail`` is the end of what it
-    printed."""
+    printed. ``reason``: what it was killed for by the launcher, see ``Kill``; empty if it died in another way."""
 
     worker: str
     pid: int
     exit_code: int | None
     signal: int | None
     output_tail: str = ""
+    reason: str = ""
 
 
 class SpawnFailed(Message, frozen=True):

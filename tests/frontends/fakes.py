@@ -78,7 +78,7 @@ class FakeBroker:
     def __init__(self, run_dir: Path, epoch: int = 1) -> None:
         self.epoch = epoch
         self.welcoming = True
-        self.table = table(entry(), entry("fussy", parameters={"idempotent": {"string_value": "false"}}))
+        self.table = table(entry(), entry("fussy", parameters={"IDEMPOTENT": {"string_value": "false"}}))
         self.hellos: list[RequesterHello] = []
         self.seen: list[TableSeen] = []
         self.peer = b""

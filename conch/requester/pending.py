@@ -10,6 +10,7 @@ The state of an entry says who waits: nobody has it yet (``HELD``), the broker o
 """
 
 import heapq
+from collections.abc import Callable
 from enum import IntEnum
 from itertools import zip_longest
 from typing import Any
@@ -32,6 +33,7 @@ from conch.messages import (
     Unwelcome,
     Welcome,
 )
+from conch.requester.request_ids import unguessable_ids
 
 #: how long a request waits for a broker to submit it to
 HOLD_LIMIT_S = 10.0
@@ -130,7 +132,8 @@ class Pending:
         self._entries: dict[int, Entry] = {}
         self._held: dict[int, Entry] = {}  # in the order in which they are to be sent
         self._deadlines: list[tuple[float, int]] = []
-        self._next_id = 0
+        #: for a new request
+        self.new_id: Callable[[], int] = unguessable_ids().__next__
         self._connected = False
         self._welcome = False
         self._closed = False
@@ -149,10 +152,6 @@ class Pending:
     @property
     def held(self) -> int:
         return len(self._held)
-
-    def new_id(self) -> int:
-        self._next_id += 1
-        return self._next_id
 
     def check_capacity(self) -> None:
         """Raises ``Overloaded`` when one more request would be over a bound, and ``NotReady`` after ``close``. To be

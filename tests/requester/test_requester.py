@@ -51,7 +51,7 @@ class TestAnswers:
             request_call.timeout_us = 77
             future = s.submit(request_call)
             request = await s.broker.request()
-            assert (request.id, request.attempt, request.model, request.version) == (1, 1, "simple", 1)
+            assert (request.attempt, request.model, request.version) == (1, "simple", 1)
             assert (request.batch_size, request.shape_key, request.outputs) == (1, "", ("OUTPUT0", "OUTPUT1"))
             assert (request.client_id, request.parameters) == ("mine", {"a": 1, "b": "x", "c": True, "d": 1.5})
             assert (request.priority, request.timeout_us) == (3, 77)

@@ -80,7 +80,7 @@ class Load:
             first = number * 100_000_000 + count
             problem, sent_s = "", time.monotonic()
             try:
-                problem = self._exchange(connection, first)
+                problem = self.exchange(connection, first)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
                 connection.close()
@@ -90,7 +90,8 @@ class Load:
         connection.close()
 
     @staticmethod
-    def _exchange(connection: http.client.HTTPConnection, first: int) -> str:
+    def exchange(connection: http.client.HTTPConnection, first: int) -> str:
+        """One request to ``simple`` whose first number is ``first``. What is wrong with the answer, if anything is."""
         left = numpy.full(16, first, dtype=numpy.int32)
         right = numpy.arange(16, dtype=numpy.int32)
         tensor = {"shape": [1, 16], "datatype": "INT32"}

@@ -98,32 +98,33 @@ def watching(
 
 def _settle(watch: Watch, within_s: float) -> None:
     deadline = time.monotonic() + within_s
-    while problems := _problems(watch):
+    while found := problems(watch):
         if time.monotonic() > deadline:
-            pytest.fail("\n  ".join(["not as before the fault:", *problems, watch.server.report()]), pytrace=False)
+            pytest.fail("\n  ".join(["not as before the fault:", *found, watch.server.report()]), pytrace=False)
         time.sleep(0.1)
 
 
-def _problems(watch: Watch) -> list[str]:
+def problems(watch: Watch) -> list[str]:
+    """What is not as it was before the fault."""
     server = watch.server
     report = server.status()
-    problems = [f"segment {name} has no owner" for name in orphans()]
+    found = [f"segment {name} has no owner" for name in orphans()]
     for row in report["models"]:
         if row["state"] != "READY":
-            problems.append(f"{row['model']} is {row['state']}: {row['reason']}")
+            found.append(f"{row['model']} is {row['state']}: {row['reason']}")
         if row["queued"] or row["running"]:
-            problems.append(f"{row['model']}: {row['queued']} queued, {row['running']} running")
-    problems += [f"{row['name']}: {row['inflight']} in flight" for row in report["processes"] if row.get("inflight")]
+            found.append(f"{row['model']}: {row['queued']} queued, {row['running']} running")
+    found += [f"{row['name']}: {row['inflight']} in flight" for row in report["processes"] if row.get("inflight")]
     now = holdings(server)
     for role in sorted(watch.before.keys() | now.keys()):
         before, after = watch.before.get(role), now.get(role)
         if before is None or after is None or before.processes != after.processes:
-            problems.append(f"{role}: {before} before, {after} now")
+            found.append(f"{role}: {before} before, {after} now")
         elif after.descriptors > before.descriptors + _MORE_DESCRIPTORS:
-            problems.append(f"{role} has {after.descriptors} descriptors, it had {before.descriptors}")
+            found.append(f"{role} has {after.descriptors} descriptors, it had {before.descriptors}")
         elif after.threads > before.threads + _MORE_THREADS:
-            problems.append(f"{role} has {after.threads} threads, it had {before.threads}")
-    return problems
+            found.append(f"{role} has {after.threads} threads, it had {before.threads}")
+    return found
 
 
 def workers(server: Server) -> dict[int, str]:

@@ -1,0 +1,1 @@
+"""Kills a server's processes under load, for minutes: ``scripts/chaos``."""

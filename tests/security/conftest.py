@@ -18,7 +18,7 @@ SIMPLE = "/v2/models/simple/infer"
 ROLES = ("broker", "launcher", "http", "grpc", "metrics")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``simple``, ``numbers`` (UINT8 [-1]) and ``texts`` (STRING [-1]), which answer their input, and ``obey``."""
     folder = copy_examples(tmp_path_factory.mktemp("security") / "models", "simple")
@@ -28,9 +28,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(repository: Path, make_run_dir: Callable[[], Path]) -> Iterator[Server]:
-    """One server for the tests of a module, with every API open: models are loaded by request, too."""
+    """One server for all tests of this folder, with every API open: models are loaded by request, too. A test leaves it
+    as it was, or starts its own."""
     with serving([repository], make_run_dir(), "--model-control-mode=explicit", "--load-model=*") as running:
         yield running
 

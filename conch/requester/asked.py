@@ -10,6 +10,7 @@ from conch.errors import ConchError
 from conch.messages import Block
 from conch.requester.inference import InferenceResult, Outcome, RegionWindow
 from conch.requester.links import WorkerLink
+from conch.requester.shares import Share
 from conch.windows import READ_NBYTES, READ_RESPONSES
 from shm.lent import Lent
 
@@ -30,7 +31,7 @@ _counting = threading.RLock()
 class Asked:
     """What ``on_answer`` gets, it gets once, and nothing after ``cancel``."""
 
-    __slots__ = ("_on_cancel", "block", "id", "lent", "on_answer", "regions", "targets")
+    __slots__ = ("_on_cancel", "block", "id", "lent", "on_answer", "regions", "share", "targets")
 
     def __init__(self, on_cancel: Callable[[int], None], on_answer: OnAnswer | OnResponse) -> None:
         self._on_cancel = on_cancel
@@ -39,6 +40,8 @@ class Asked:
         #: 0 while the arena grows
         self.id = 0
         self.block: Block | None = None
+        #: what the inputs count against
+        self.share: Share | None = None
         #: numbers of the clients' regions that it uses, and what the client wants written to them
         self.regions: tuple[int, ...] = ()
         self.targets: dict[str, RegionWindow] = _NO_TARGETS

@@ -26,8 +26,10 @@ from conch.messages import (
     Window,
     WorkerToRequester,
 )
+from conch.repeated import Repeated
 from shm.base import BadReference
 from shm.mapping import Mappings
+from shm.segment import Segment
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,6 +74,7 @@ class Links:
         self._on_response = on_response
         self._announcements = announcements
         self._keep_descriptors = keep_descriptors
+        self._broken = Repeated()
         self._links: dict[int, WorkerLink] = {}  # by descriptor
         self._listener: socket.socket | None = None
         self._path = Path()
@@ -176,7 +179,9 @@ class Links:
         except (BadMessage, BadReference) as error:
             # what the worker has not answered comes back to us as lost
             worker = link.worker or "unknown"
-            logger.error("worker %s broke the protocol, its connection is closed: %s", worker, str(error))
+            if self._broken.is_told():
+                text = "worker %s broke the protocol, its connection is closed, the %s. so far: %s"
+                logger.error(text, worker, self._broken.count, str(error))
             self._close(link)
             return False
         return True
@@ -239,6 +244,11 @@ class Links:
         descriptor = link.channel.fileno()
         if self._links.get(descriptor) is link and link.backlog:
             self._loop.add_writer(descriptor, self._flush, link)
+
+
+def announcement(segment: Segment) -> tuple[SegmentAdded, int]:
+    """Of a segment of our own."""
+    return SegmentAdded(segment.number, segment.nbytes, segment.lease_page), segment.descriptor
 
 
 def _announces(message: RequesterToWorker, number: int) -> bool:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from math import prod
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,6 +11,9 @@ from conch.datatypes import ITEM_SIZES
 from conch.errors import InvalidArgument, NotFound, NotReady
 from conch.messages import AskReady, ModelEntry, ModelTable, ServerState
 from conch.model_config import ModelConfig, ModelInput, decode_config
+
+if TYPE_CHECKING:
+    from conch.requester.shares import Share
 
 logger = logging.getLogger("conch.requester.models")
 
@@ -71,6 +75,7 @@ class ReadyModel:
         "output_names",
         "required_mask",
         "shape_key_rules",
+        "share",
         "version",
     )
 
@@ -79,6 +84,8 @@ class ReadyModel:
     ) -> None:
         self.name = name
         self.version = version
+        #: set by the requester, at the first request
+        self.share: Share | None = None
         self.config = config
         self.config_json = config_json
         self.labels = labels

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from conch.errors import NotFound, Overloaded, Unsupported
-from conch.messages import ClientRegion, OutputTarget, Region, SegmentAdded
-from conch.requester.inference import InferenceCall, RegionWindow
+from conch.messages import ClientRegion, OutputTarget, Region, SegmentAdded, TensorReference
+from conch.requester.inference import InferenceCall, RegionWindow, TensorInput
 from shm.region_files import open_held
 
 logger = logging.getLogger("conch.requester.region_memory")
@@ -152,6 +152,13 @@ class RegionMemory:
 
 def reference(window: RegionWindow) -> ClientRegion:
     return ClientRegion(window.number, window.offset, window.nbytes)
+
+
+def place(tensor: TensorInput) -> TensorReference | None:
+    """Where an input lies that is not to be copied."""
+    if tensor.region is not None:
+        return reference(tensor.region)
+    return None if tensor.lent is None else tensor.lent.block
 
 
 def output_targets(targets: dict[str, RegionWindow]) -> tuple[OutputTarget, ...]:

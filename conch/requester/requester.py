@@ -39,7 +39,6 @@ from conch.messages import (
     ServerSettings,
     TableSeen,
     TensorDescription,
-    TensorReference,
     ToRequester,
     TraceSettings,
     Unwelcome,
@@ -56,9 +55,9 @@ from conch.requester.calls import Call, Order
 from conch.requester.cuda_check import CudaCheck
 from conch.requester.delivery import deliver
 from conch.requester.growth import Growth
-from conch.requester.inference import InferenceCall, InferenceResult, TensorInput
+from conch.requester.inference import InferenceCall, InferenceResult
 from conch.requester.lent_memory import LentMemory
-from conch.requester.links import Links, WorkerLink
+from conch.requester.links import Links, WorkerLink, announcement
 from conch.requester.models import ModelTableView, ReadyModel
 from conch.requester.pending import (
     HOLD_LIMIT_S,
@@ -71,12 +70,12 @@ from conch.requester.pending import (
     Pending,
     Send,
 )
-from conch.requester.region_memory import RegionMemory, output_targets, reference
+from conch.requester.region_memory import RegionMemory, output_targets, place
 from conch.requester.regions import RegionTableView
+from conch.requester.shares import Shares
 from conch.requester.validation import Checked, validate
 from conch.run_dir import RunDir, new_peer_id
 from shm.arena import Arena
-from shm.segment import Segment
 
 if TYPE_CHECKING:
     import asyncio
@@ -120,11 +119,14 @@ class Requester:
         self.on_settings: Callable[[ServerSettings], None] | None = None
         self._run_dir = run_dir
         self._max_inflight = max_inflight
+        # inside a worker one model asks, and nobody else is to be left room for
+        part = 1 if worker else 2
+        self._shares = Shares(-(-max_inflight // part), arena_cap_nbytes // part)
         self._pending = Pending(self.id, role, os.getpid(), max_inflight, time.monotonic())
         self._calls = BrokerCalls(lambda: self._pending.welcome, lambda message: self._broker.send(message))
         self._arena = Arena(arena_cap_nbytes, "input")
         self._links = Links(self._on_response, self._announcements, keep_descriptors=bool(worker))
-        self._arena.on_segment_added = lambda segment: self._links.announce(*_announcement(segment))
+        self._arena.on_segment_added = lambda segment: self._links.announce(*announcement(segment))
         self._arena.on_segment_retired = self._links.retire
         self._region_memory = RegionMemory(self._links.announce, self._links.retire)
         self._lent_memory = LentMemory(self._links.announce, self._links.retire)
@@ -239,18 +241,23 @@ class Requester:
         nbytes = 0
         for tensor in call.inputs:
             nbytes += (len(tensor.data) + 63) & -64
+        nbytes = nbytes or _ALIGNMENT_NBYTES
+        share = model.share or self._shares.of(model)
+        share.check(nbytes)
         if checked.elsewhere or call.targets:
             asked.regions = self._region_memory.take(call)
             asked.targets = call.targets
             asked.lent = self._lent_memory.take(call)
-        block = self._arena.allocate_within(nbytes or _ALIGNMENT_NBYTES)
+        block = self._arena.allocate_within(nbytes)
+        if block is None and self.inflight >= self._max_inflight:
+            self._let_go(asked)
+            raise Overloaded("too many requests in flight; try again")
+        asked.share = share
+        share.add(nbytes)
         if block is not None:
             self._send_request(model, call, checked, block, asked)
         else:
-            if self.inflight >= self._max_inflight:
-                self._let_go(asked)
-                raise Overloaded("too many requests in flight; try again")
-            self._growth.begin(asked, nbytes or _ALIGNMENT_NBYTES, partial(self._go_on, model, call, checked, asked))
+            self._growth.begin(asked, nbytes, partial(self._go_on, model, call, checked, asked, nbytes))
         return asked
 
     @overload
@@ -286,9 +293,9 @@ class Requester:
             data = tensor.data
             nbytes = len(data)
             if not nbytes and (tensor.region is not None or asked.lent):
-                place = _place(tensor)
-                if place is not None:
-                    descriptions.append(TensorDescription(tensor.name, tensor.datatype, tensor.shape, place))
+                elsewhere = place(tensor)
+                if elsewhere is not None:
+                    descriptions.append(TensorDescription(tensor.name, tensor.datatype, tensor.shape, elsewhere))
                     continue
             end = offset + nbytes
             view[offset:end] = data
@@ -324,10 +331,12 @@ class Requester:
             self._send_data(request)
 
     def _go_on(
-        self, model: ReadyModel, call: InferenceCall, checked: Checked, asked: Asked, block: Block | None
+        self, model: ReadyModel, call: InferenceCall, checked: Checked, asked: Asked, nbytes: int, block: Block | None
     ) -> None:
         """The rest of ``ask`` once the arena has grown."""
         if block is None:
+            assert asked.share is not None
+            asked.share.remove(nbytes)
             self._let_go(asked)
         else:
             self._send_request(model, call, checked, block, asked)
@@ -359,8 +368,10 @@ class Requester:
                     link.mappings.give_back(instruction.lease)
 
     def _free_inputs(self, asked: Asked) -> None:
-        assert asked.block is not None
-        self._arena.free(asked.block)
+        block, share = asked.block, asked.share
+        assert block is not None and share is not None
+        self._arena.free(block)
+        share.remove(block.nbytes)
         if asked.regions or asked.lent:
             self._let_go(asked)
 
@@ -482,17 +493,6 @@ class Requester:
             self._lent_memory.retire_idle(now)
 
     def _announcements(self) -> Iterator[tuple[SegmentAdded, int]]:
-        yield from map(_announcement, self._arena.segments)
+        yield from map(announcement, self._arena.segments)
         yield from self._region_memory.announcements()
         yield from self._lent_memory.announcements()
-
-
-def _place(tensor: TensorInput) -> TensorReference | None:
-    """Where an input lies that is not to be copied."""
-    if tensor.region is not None:
-        return reference(tensor.region)
-    return None if tensor.lent is None else tensor.lent.block
-
-
-def _announcement(segment: Segment) -> tuple[SegmentAdded, int]:
-    return SegmentAdded(segment.number, segment.nbytes, segment.lease_page), segment.descriptor

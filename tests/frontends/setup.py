@@ -48,6 +48,7 @@ async def setup(path: Path, **options: Any) -> AsyncIterator[Setup]:
         for worker in made.workers:
             worker.close()
     assert requester.inflight == 0
+    assert not any(share.requests or share.nbytes for share in requester._shares._shares.values())
 
 
 def call(nbytes: int = 64) -> InferenceCall:

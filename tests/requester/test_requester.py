@@ -402,9 +402,11 @@ class TestGoingAway:
     @on_uvloop
     async def test_too_many(self, run_dir: Path) -> None:
         async with setup(run_dir, max_inflight=2) as s:
-            futures = [s.submit() for _ in range(2)]
-            with pytest.raises(Overloaded):
-                s.submit()
+            s.broker.send(table(entry(), entry(name="other"), entry(name="third"), revision=2))
+            await eventually(lambda: s.requester.models.ready_versions("third") == (1,))
+            futures = [s.submit(), s.submit(model="other")]
+            with pytest.raises(Overloaded, match="too many requests in flight"):
+                s.submit(model="third")
             worker = s.worker()
             await worker.answer(*[await s.broker.request() for _ in futures])
             await asyncio.gather(*futures)

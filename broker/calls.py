@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from broker import status
 from broker.custom_metrics import CustomMetrics, MetricsCalls
+from broker.fault_metrics import fault_families
 from broker.lifecycle import Lifecycle, LifecycleInstruction
 from broker.outbox import Outbox
 from broker.outlet import Outlet
@@ -21,6 +22,7 @@ from conch.messages import (
     AskStatus,
     Fault,
     LoadModel,
+    MetricFamily,
     RegisterCudaRegion,
     RegisterRegion,
     ReportMetrics,
@@ -64,7 +66,7 @@ class Calls:
         tables: Tables,
         peers: Peers,
         live: Callable[[list[LifecycleInstruction], float], None],
-        server_status: Callable[[], ServerStatus],
+        server_status: Callable[[float], ServerStatus],
     ) -> None:
         self._epoch = epoch
         self._dispatcher = dispatcher
@@ -77,7 +79,7 @@ class Calls:
         self._peers = peers
         self._live = live
         self._server_status = server_status
-        self.metrics = MetricsCalls(CustomMetrics(), outbox.tell)
+        self.metrics = MetricsCalls(CustomMetrics(), self._fault_families, outbox.tell)
 
     def receive(self, peer: bytes, call: ToBroker, now: float) -> None:
         """A call of a requester or observer that has said HELLO; anything else is nobody's business here."""
@@ -88,13 +90,13 @@ class Calls:
             case UnloadModel():
                 self._live(self._lifecycle.unload(call.name, now, peer.decode(), call.call), now)
             case AskStatistics():
-                found = self._dispatcher.statistics(call.name, call.version)
-                fault = None if found else status.why_no_statistics(call, self._dispatcher)
+                found = self._dispatcher.reports.statistics(call.name, call.version)
+                fault = None if found else status.why_no_statistics(call, self._dispatcher.reports)
                 self._outbox.tell(peer, Answer(call.call, fault, found))
             case AskReady(number, name, version):
                 self._live(self._lifecycle.ask_ready(name, version, now, peer.decode(), number), now)
             case AskStatus():
-                self._outbox.tell(peer, Answer(call.call, None, self._server_status()))
+                self._outbox.tell(peer, Answer(call.call, None, self._server_status(now)))
             case AskMetrics():
                 for worker in self.metrics.ask(peer, call, self._peers.workers, now):
                     self._outbox.tell(b"C" + worker.encode(), ReportMetrics())
@@ -107,6 +109,9 @@ class Calls:
         """Something was raised for this message: whoever called gets an answer all the same."""
         if isinstance(message, Call):
             self._outbox.tell(peer, Answer(message.call, _CALL_FAILED))
+
+    def _fault_families(self) -> list[MetricFamily]:
+        return fault_families(self._lifecycle.entries(), self._lifecycle.deaths.by_cause, self._dispatcher.retries)
 
     def _region_call(
         self, peer: bytes, call: RegisterRegion | RegisterCudaRegion | UnregisterRegions, now: float

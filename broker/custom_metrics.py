@@ -162,10 +162,17 @@ class CustomMetrics:
 
 
 class MetricsCalls:
-    """Calls for metrics wait for a report of every worker, but not long. Those that come meanwhile wait along."""
+    """Calls for metrics wait for a report of every worker, but not long. Those that come meanwhile wait along.
+    ``more`` are the broker's own metrics."""
 
-    def __init__(self, metrics: CustomMetrics, tell: Callable[[bytes, Answer], None]) -> None:
+    def __init__(
+        self,
+        metrics: CustomMetrics,
+        more: Callable[[], list[MetricFamily]],
+        tell: Callable[[bytes, Answer], None],
+    ) -> None:
         self._metrics = metrics
+        self._more = more
         self._tell = tell
         self._callers: list[tuple[bytes, int]] = []
         self._awaited: set[str] = set()
@@ -208,7 +215,7 @@ class MetricsCalls:
             return
         self._answer_by = None
         callers, self._callers = self._callers, []
-        families = self._metrics.families()
+        families = self._metrics.families() + self._more()
         for peer, call in callers:
             self._tell(peer, Answer(call, None, families))
 

@@ -131,12 +131,16 @@ class Exchange:
         self._outbox.retry()
         self._tables.tick(now)
         self._calls.metrics.tick(now)
+        if self._dispatcher.timeouts.look_at <= now:
+            for worker, reason in self._dispatcher.timeouts.overdue(now):
+                self._live(self._lifecycle.kill(worker, reason, now), now)
 
     def next_wakeup(self, now: float) -> float | None:
         wakeup = inf
         for time in (
             self._lifecycle_wakeup,
             self._dispatcher.next_wakeup,
+            self._dispatcher.timeouts.look_at,
             self._tables.next_wakeup,
             self._calls.metrics.next_wakeup,
         ):
@@ -355,10 +359,7 @@ class Exchange:
                 self._live(self._lifecycle.spawn_failed(worker, fault, now), now)
             case Died():
                 retrying = self._worker_lost(message.worker, message, now)
-                lives = self._lifecycle.died(
-                    message.worker, message.exit_code, message.signal, message.output_tail, not retrying, now
-                )
-                self._live(lives, now)
+                self._live(self._lifecycle.died(message, not retrying, now), now)
 
     def _from_worker(self, message: Completed | LoadFailed | Checked, now: float) -> None:
         match message:
@@ -429,14 +430,14 @@ class Exchange:
     def _region_table(self, revision: int) -> RegionTable:
         return RegionTable(self.epoch, revision, self._regions.registered)
 
-    def _status(self) -> ServerStatus:
+    def _status(self, now: float) -> ServerStatus:
         processes = [PeerStatus("broker", os.getpid())]
         if self._peers.launcher is not None:
             processes.append(PeerStatus("launcher", self._peers.launcher[1].pid))
         processes += [
-            PeerStatus(known.role, known.pid, self._dispatcher.inflight_of(known.name))
+            PeerStatus(known.role, known.pid, self._dispatcher.reports.inflight_of(known.name))
             for known in self._peers.requesters.values()
         ]
         return status.server_status(
-            self.epoch, self.state, self._started_ms, processes, self._lifecycle, self._dispatcher
+            self.epoch, self.state, self._started_ms, processes, self._lifecycle, self._dispatcher.reports, now
         )

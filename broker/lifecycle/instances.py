@@ -2,13 +2,11 @@
 
 waiting ──► starting ──► loading ──► ready ──► (its worker dies) ──► starting …
                 │            │                        └─ too often ──► backed-off ── later ──► starting …
-                └────────────┴── died before it was ready ────────────────┘
+                └────────────┴── could not load the model ────────────────┘
 completed: its worker has completed the configuration and ends, another one will load the model
 adopting: a worker of the former broker is listed by the launcher, but has not spoken to this broker yet
 """
 
-import re
-import signal
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
@@ -24,14 +22,8 @@ CRASH_WINDOW_S = 60.0
 #: pauses between restarts after that: doubled each time, until it has been well for CRASH_WINDOW_S
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 60.0
-#: of a worker's last line of output, as much as a reason may show
-_MAX_LINE = 300
-#: in what ``faulthandler`` writes, the innermost frame of the thread that crashed; its other lines say little
-_FAULT = re.compile(
-    r"^Current thread[^\n]*\(most recent call first\):\n"
-    r'  File "(?:[^"\n]*/)?(?P<file>[^"/\n]+)", line (?P<line>\d+) in (?P<function>[^\n]+)\n',
-    re.MULTILINE,
-)
+#: a worker that was ready for so long had served: its death does not count, and the next one starts at once
+WELL_S = 5.0
 
 InstanceState = Literal["waiting", "starting", "completed", "loading", "adopting", "ready", "backed-off"]
 
@@ -84,19 +76,22 @@ class Instance:
         self._ready_since = now
 
     def has_died(self, reason: str, counts: bool, now: float) -> bool:
-        """Its worker is gone. True: start the next one now. False: it is backed off until ``retry_at``."""
+        """Its worker is gone. True: start the next one now. False: it is backed off until ``retry_at``, at once if it
+        could not load (``fault``)."""
         was_ready = self.state == "ready"
+        could_load = self.fault is None
         self.worker = ""
         self.restarts += 1
         self.last_error = reason
         self.fault = None
         if was_ready and now - self._ready_since > CRASH_WINDOW_S:
             self._pause_s = FIRST_BACKOFF_S
+        counts = counts and not (was_ready and now - self._ready_since >= WELL_S)
         if counts:
             self._deaths.append(now)
         often = len(self._deaths) == CRASH_BUDGET and now - self._deaths[0] <= CRASH_WINDOW_S
         has_recovered = self._pause_s == FIRST_BACKOFF_S
-        if was_ready and (not counts or (has_recovered and not often)):
+        if could_load and (not counts or (has_recovered and not often)):
             self.state = "waiting"
             return True
         self.state = "backed-off"
@@ -104,30 +99,3 @@ class Instance:
         self.retry_at = now + self._pause_s
         self._pause_s = min(self._pause_s * 2, LAST_BACKOFF_S)
         return False
-
-
-def describe_death(instance: str, exit_code: int | None, signal_number: int | None, output_tail: str) -> str:
-    """Why an instance's worker is gone: where Python's fault handler found it, or the last line that it printed."""
-    if signal_number is not None:
-        how = f"was killed by {signal_name(signal_number)}"
-    elif exit_code is not None:
-        how = f"exited with code {exit_code}"
-    else:
-        how = "is gone"
-    fault = _FAULT.search(output_tail)
-    if fault is not None:
-        return f"the worker of instance '{instance}' {how} in {fault['function']}, {fault['file']} line {fault['line']}"
-    lines = [line.strip() for line in output_tail.splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    if len(last) > _MAX_LINE:
-        last = "…" + last[-_MAX_LINE:]
-    said = f"; its last output: {last}" if last else ""
-    return f"the worker of instance '{instance}' {how}{said}"
-
-
-def signal_name(number: int) -> str:
-    """``"SIGSEGV"``; ``"signal 40"`` for one without a name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

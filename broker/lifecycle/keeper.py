@@ -12,6 +12,7 @@ from broker.lifecycle.instances import Instance
 from broker.lifecycle.loading import Loader
 from broker.lifecycle.models import Copy, Model, Operation, Slot, reason_of
 from broker.lifecycle.roster import Roster, Worker
+from broker.refusals import keeps_crashing, not_ready
 from broker.repository.completion import with_instances_of
 from broker.repository.snapshot import Override, Snapshot
 from conch.messages import Fault
@@ -30,12 +31,10 @@ class Keeper:
         *,
         parallel_loads: int,
         load_retries: int,
-        load_timeout_s: float,
         recall: Callable[[Copy], str | None],
     ) -> None:
         self._roster = roster
         self._out = out
-        self._load_timeout_s = load_timeout_s
         self._loader = Loader(roster, out, parallel_loads, load_retries, recall)
         self.models: dict[str, Model] = {}
         self.answers: list[CallFinished] = []
@@ -83,7 +82,7 @@ class Keeper:
     def _begin(self, model: Model, now: float) -> None:
         operation = model.operations[0]
         if not operation.load:
-            self._unload(model, operation)
+            self._unload(model, operation, now)
         elif operation.snapshot is not None:
             self._begin_loading(model, operation, operation.snapshot, now)
         else:
@@ -172,7 +171,7 @@ class Keeper:
         assert isinstance(operation.snapshot, Snapshot)
         failures = [(copy.version, copy.fault) for copy in operation.copies if copy.fault is not None]
         if not failures:
-            self._commit(model, operation, operation.snapshot)
+            self._commit(model, operation, operation.snapshot, now)
             return
         self._goes_on(model, "; ".join(reason_of(fault) for _, fault in failures))
         for copy in operation.copies:
@@ -194,13 +193,13 @@ class Keeper:
         if slot.state != "READY":  # else the former copy goes on serving
             self._out.append(ModelGone(model.name, slot.version, not_ready(model.name, slot.version)))
 
-    def _commit(self, model: Model, operation: Operation, snapshot: Snapshot) -> None:
+    def _commit(self, model: Model, operation: Operation, snapshot: Snapshot, now: float) -> None:
         """Every version is loaded: they take over, all at once."""
         for copy in operation.copies:
             self._take_over(model.slot(copy.version), copy)
         for slot in model.serving:
             if slot.version not in snapshot.versions:
-                self._unload_version(model, slot)
+                self._unload_version(model, slot, now)
         if operation.copies:
             logger.info("successfully loaded '%s'", model.name)
         model.last_failure = ""
@@ -230,14 +229,14 @@ class Keeper:
 
     # ---------------------------------------------------------------------------------------------------------- unloads
 
-    def _unload(self, model: Model, operation: Operation) -> None:
+    def _unload(self, model: Model, operation: Operation, now: float) -> None:
         for slot in model.serving:
-            self._unload_version(model, slot)
+            self._unload_version(model, slot, now)
         model.stale_folders.add(model.override.folder)
         model.override = Override()
         self._finish(model, operation, None)
 
-    def _unload_version(self, model: Model, slot: Slot) -> None:
+    def _unload_version(self, model: Model, slot: Slot, now: float) -> None:
         copy = slot.serving
         assert copy is not None
         slot.serving = None
@@ -247,7 +246,11 @@ class Keeper:
         for instance in copy.instances:
             was_ready = instance.state == "ready"
             worker = self._roster.dismiss(instance, slot)
-            if worker is not None and not was_ready:  # the dispatcher drains only those that it was given
+            if worker is None:
+                continue
+            if was_ready:
+                self._roster.unloads(instance, worker, now)
+            else:  # the dispatcher drains only those that it was given
                 self._roster.kill(worker)
         self.table_changed = True
         self.memory_changed = True
@@ -300,10 +303,10 @@ class Keeper:
             self._settle(model)
         self.table_changed = True
 
-    def unload_all(self) -> None:
+    def unload_all(self, now: float) -> None:
         for model in self.models.values():
             for slot in model.serving:
-                self._unload_version(model, slot)
+                self._unload_version(model, slot, now)
             model.stale_folders.add(model.override.folder)
             model.override = Override()
             self._settle(model)
@@ -354,8 +357,8 @@ class Keeper:
         if instance is None:
             return
         copy = instance.copy
-        if worker.timed_out:
-            reason = f"instance '{worker.instance_name}' was not ready {self._load_timeout_s:g} s after its start"
+        if worker.timed_out and instance.fault is None:
+            instance.fault = Fault("Internal", reason)
         if copy.state == "serving":
             if instance.fault is not None:
                 reason = instance.fault.message
@@ -363,6 +366,8 @@ class Keeper:
             if instance.has_died(reason, counts, now):
                 self._roster.spawn(instance, now)
             else:
+                pause_s = instance.retry_at - now
+                logger.error("instance '%s' is backed off: it is started again in %g s", instance.plan.name, pause_s)
                 self._is_unavailable(copy, instance)
         elif instance.state in ("adopting", "completed"):
             instance.worker = ""
@@ -400,12 +405,7 @@ class Keeper:
         self.table_changed = True
         operations = self.models[copy.name].operations
         if not any(other.version == copy.version for operation in operations for other in operation.copies):
-            self._out.append(ModelGone(copy.name, copy.version, not_ready(copy.name, copy.version)))
-
-
-def not_ready(name: str, version: int) -> Fault:
-    """What requests for a version that is not READY are answered with."""
-    return Fault("NotReady", f"Request for unknown model: '{name}' version {version} is not at ready state")
+            self._out.append(ModelGone(copy.name, copy.version, keeps_crashing(copy.name, copy.version)))
 
 
 def _load_failed(name: str, *failures: tuple[int, Fault] | str) -> Fault:

@@ -10,6 +10,7 @@ A pure machine: every public method takes an event and returns what is to be don
     Preparing, Spawned, SpawnFailed, Completed, Ready, LoadFailed      the method of that name
     Died                 dispatcher.worker_lost(worker, machine.death_fault(died), now) -> retrying, then
                          died(…, counts_against_budget=not retrying)
+    Timeouts.overdue     kill(), for each
     LoadModel, UnloadModel, AskReady, Checked      load(), unload(), ask_ready(), checked()
     next_wakeup passed   tick()
     exit                 exit(), then wait until no request is left, then drain_all(), then wait for ``drained``;
@@ -19,16 +20,20 @@ A pure machine: every public method takes an event and returns what is to be don
 All ``now`` are seconds on the monotonic clock. Times are decided here and nowhere else.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from math import inf
 
+import msgspec
+
 from broker.instructions import CallFinished, TableChanged, WorkerReady
 from broker.lifecycle import views
+from broker.lifecycle.deaths import DeathCounts, describe_death, how
 from broker.lifecycle.effects import FindNames, LifecycleInstruction, PollAll, Remember, Watch
-from broker.lifecycle.instances import Instance, describe_death
+from broker.lifecycle.instances import Instance
 from broker.lifecycle.keeper import Keeper
 from broker.lifecycle.memory import Memory
-from broker.lifecycle.models import Copy, Model, reason_of
+from broker.lifecycle.models import Copy, has_changed
 from broker.lifecycle.readiness import Readiness
 from broker.lifecycle.roster import Roster
 from broker.lifecycle.watching import FIND_S, LOOK_S, Watching
@@ -38,6 +43,8 @@ from broker.repository.snapshot import Override, Snapshot
 from conch.errors import InvalidArgument, to_fault
 from conch.messages import Died, Fault, InstanceStatus, LiveWorker, ModelEntry, WorkerHello
 from conch.settings import ControlMode
+
+logger = logging.getLogger("conch.broker.lifecycle")
 
 #: from a worker's spawn to its ``Ready``: large models take minutes, but nothing may take forever
 LOAD_TIMEOUT_S = 300.0
@@ -67,6 +74,7 @@ class Lifecycle:
         parallel_loads: int = 4,
         load_retries: int = 0,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        unload_timeout_s: float = 30.0,
         memory: Memory | None = None,
         watch: bool = False,
         debugged: Collection[str] = (),
@@ -77,14 +85,14 @@ class Lifecycle:
         self._former = memory or Memory()
         self._out: list[LifecycleInstruction] = []
         self._watching = Watching() if watch else None
-        self._roster = Roster(self._out, new_id, load_timeout_s, debugged)
+        self._roster = Roster(self._out, new_id, load_timeout_s, unload_timeout_s, debugged)
+        self.deaths = DeathCounts()
         self._readiness = Readiness(self._out)
         self._keeper = Keeper(
             self._roster,
             self._out,
             parallel_loads=parallel_loads,
             load_retries=load_retries,
-            load_timeout_s=load_timeout_s,
             recall=self._recall,
         )
         self._found = Found((), frozenset())
@@ -104,9 +112,9 @@ class Lifecycle:
         """The table of models."""
         return views.entries(self._keeper.models, self._found)
 
-    def instances(self) -> list[InstanceStatus]:
+    def instances(self, now: float) -> list[InstanceStatus]:
         """Every instance; whether it is busy and its executions are the dispatcher's to fill in."""
-        return views.instances(self._keeper.models, self._roster)
+        return views.instances(self._keeper.models, self._roster, now)
 
     def note(self, name: str, version: int) -> str:
         """What a person should know of a version that is READY all the same, or nothing."""
@@ -138,7 +146,14 @@ class Lifecycle:
     def death_fault(self, died: Died) -> Fault:
         """What the requests that a worker held are answered with if they cannot run again."""
         name = self._roster.instance_name(died.worker)
-        return Fault("WorkerDied", describe_death(name, died.exit_code, died.signal, ""))
+        return Fault("WorkerDied", f"the worker of instance '{name}' {how(self._explained(died))}")
+
+    def _explained(self, died: Died) -> Died:
+        """Of a launcher that died while it killed a worker nobody hears what for."""
+        worker = self._roster.workers.get(died.worker)
+        if died.reason or worker is None or not worker.killed:
+            return died
+        return msgspec.structs.replace(died, reason=worker.kill_reason)
 
     # --------------------------------------------------------------------------------------------------- start and stop
 
@@ -173,7 +188,7 @@ class Lifecycle:
 
     def drain_all(self, now: float) -> list[LifecycleInstruction]:
         """After ``exit``: everything is unloaded. ``drained`` says when the workers have ended."""
-        self._keeper.unload_all()
+        self._keeper.unload_all(now)
         for id in list(self._roster.strays):
             self._roster.send_away(id, now, patiently=False)
         return self._take(now)
@@ -242,7 +257,7 @@ class Lifecycle:
             if at_start:
                 self._startup.add(self._keeper.enqueue(name, load=True, snapshot=snapshot).number)
                 self._loads[name] = Override()
-            elif model is None or (not model.operations and _has_changed(model, snapshot)):
+            elif model is None or (not model.operations and has_changed(model, snapshot)):
                 self._keeper.enqueue(name, load=True, snapshot=snapshot)
         if not at_start and found.complete:
             for name, model in models.items():
@@ -276,9 +291,7 @@ class Lifecycle:
         for worker in self._roster.launcher_hello(workers, now):
             instance = worker.instance
             if instance is None or instance.state == "ready" or worker.killed:
-                reason = describe_death(worker.instance_name, None, None, "")
-                self._readiness.gone(worker.id)
-                self._keeper.worker_died(worker, reason, counts=False, now=now)
+                self._worker_died(Died(worker.id, 0, None, None), counts=False, now=now)
             else:
                 self._keeper.never_started(worker)
         for instance in self._keeper.serving_instances():
@@ -312,28 +325,38 @@ class Lifecycle:
         known = self._roster.workers.get(worker)
         if known is not None:
             instance = known.instance
-            if fault.kind != "Internal" and instance is not None and instance.state != "ready":
-                self._keeper.instance_failed(instance, fault, now)
+            if instance is not None and instance.state != "ready":
+                if fault.kind != "Internal":
+                    self._keeper.instance_failed(instance, fault, now)
+                else:
+                    instance.fault = fault
             self._keeper.worker_died(known, fault.message, counts=True, now=now)
         return self._take(now)
 
-    def died(
-        self,
-        worker: str,
-        exit_code: int | None,
-        signal: int | None,
-        output_tail: str,
-        counts_against_budget: bool,
-        now: float,
-    ) -> list[LifecycleInstruction]:
+    def died(self, died: Died, counts_against_budget: bool, now: float) -> list[LifecycleInstruction]:
         """A worker is gone. ``counts_against_budget`` False: a request that it held is to blame, not the model."""
-        self._readiness.gone(worker)
+        self._worker_died(died, counts_against_budget, now)
+        return self._take(now)
+
+    def _worker_died(self, died: Died, counts: bool, now: float) -> None:
+        self._readiness.gone(died.worker)
+        known = self._roster.workers.get(died.worker)
+        if known is None:
+            self._roster.strays.pop(died.worker, None)
+            return
+        died = self._explained(died)
+        if known.instance is not None and known.instance.state != "completed":
+            self.deaths.count(known.name, known.version, died)
+        self._keeper.worker_died(known, describe_death(known.instance_name, died), counts, now)
+
+    def kill(self, worker: str, reason: str, now: float) -> list[LifecycleInstruction]:
+        """The dispatcher wants it to end: it has taken too long for what it runs."""
         known = self._roster.workers.get(worker)
         if known is None:
-            self._roster.strays.pop(worker, None)
-        else:
-            reason = describe_death(known.instance_name, exit_code, signal, output_tail)
-            self._keeper.worker_died(known, reason, counts_against_budget, now)
+            self._roster.kill_unknown(worker, reason)
+        elif not known.killed:
+            logger.error("the worker of instance '%s' %s", known.instance_name, reason)
+            self._roster.kill(known, reason)
         return self._take(now)
 
     # ---------------------------------------------------------------------------------------------------------- workers
@@ -465,20 +488,3 @@ class Lifecycle:
             model = models.get(name)
             if model is None or not model.operations:
                 self._roster.send_away(id, now)
-
-
-def _has_changed(model: Model, snapshot: Snapshot | Fault) -> bool:
-    """Whether what a poll found differs from what serves, or from why nothing does."""
-    if isinstance(snapshot, Fault):
-        return not model.serving and model.poll_reason != reason_of(snapshot)
-    serving = {slot.version: slot.serving for slot in model.serving if slot.serving is not None}
-    if set(serving) - set(snapshot.versions):
-        return True
-    for version in snapshot.versions:
-        copy = serving.get(version)
-        if copy is None:
-            if snapshot.fault is None or model.slot(version).reason != reason_of(snapshot.fault):
-                return True
-        elif (copy.hash, copy.snapshot.config_json) != (snapshot.hashes[version], snapshot.config_json):
-            return True
-    return False

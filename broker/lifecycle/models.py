@@ -179,3 +179,20 @@ class Model:
     @property
     def leaving(self) -> bool:
         return any(slot.leaving for slot in self.slots.values())
+
+
+def has_changed(model: Model, snapshot: Snapshot | Fault) -> bool:
+    """Whether what a poll found differs from what serves, or from why nothing does."""
+    if isinstance(snapshot, Fault):
+        return not model.serving and model.poll_reason != reason_of(snapshot)
+    serving = {slot.version: slot.serving for slot in model.serving if slot.serving is not None}
+    if set(serving) - set(snapshot.versions):
+        return True
+    for version in snapshot.versions:
+        copy = serving.get(version)
+        if copy is None:
+            if snapshot.fault is None or model.slot(version).reason != reason_of(snapshot.fault):
+                return True
+        elif (copy.hash, copy.snapshot.config_json) != (snapshot.hashes[version], snapshot.config_json):
+            return True
+    return False

@@ -25,13 +25,14 @@ HELLO_S = 10.0
 class Worker:
     """A process. ``instance`` is None once nobody wants it; ``slot`` then counts it among those leaving.
 
-    ``deadline``: killed if it has not come further by then. ``killed``: a ``Kill`` was sent, perhaps to a launcher that
-    died, so that it is repeated to the next one. ``preparing``: the launcher makes its environment first.
+    ``deadline``: killed if it has not come further by then, for ``kill_reason``. ``killed``: a ``Kill`` was sent,
+    perhaps to a launcher that died, so that it is repeated to the next one. ``preparing``: the launcher makes its
+    environment first.
     """
 
     __slots__ = (
         *("id", "name", "version", "instance_name", "instance", "slot", "pid"),
-        *("deadline", "killed", "timed_out", "preparing"),
+        *("deadline", "killed", "kill_reason", "timed_out", "preparing"),
     )
 
     def __init__(self, id: str, name: str, version: int, instance_name: str) -> None:
@@ -44,6 +45,7 @@ class Worker:
         self.pid = 0
         self.deadline = inf
         self.killed = False
+        self.kill_reason = ""
         self.timed_out = False
         self.preparing = False
 
@@ -60,19 +62,21 @@ class Stray:
 
 
 class Roster:
-    """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``; none for the first
-    instances of the models in ``debugged``."""
+    """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``, ``unload_timeout_s``
+    from the unloading of its model to its end; neither holds for the first instances of the models in ``debugged``."""
 
     def __init__(
         self,
         out: list[LifecycleInstruction],
         new_id: Callable[[], str],
         load_timeout_s: float,
+        unload_timeout_s: float,
         debugged: Collection[str] = (),
     ) -> None:
         self._out = out
         self._new_id = new_id
         self._load_timeout_s = load_timeout_s
+        self._unload_timeout_s = unload_timeout_s
         self._debugged = debugged
         self.launcher_present = False
         self.workers: dict[str, Worker] = {}
@@ -88,7 +92,7 @@ class Roster:
             return
         copy = instance.copy
         worker = self._enlist(self._new_id(), instance)
-        worker.deadline = self._load_deadline(instance, now)
+        self._is_to_load(worker, instance, now)
         instance.state = "loading" if copy.is_complete else "starting"
         self._out.append(
             ToLauncher(
@@ -107,6 +111,7 @@ class Roster:
                     version_dir=f"{copy.snapshot.model_dir}/{copy.version}",
                     backend_config=copy.snapshot.backend_config,
                     backend_dir=copy.snapshot.backend_dir,
+                    memory_limit_nbytes=copy.config.memory_limit_nbytes,
                 )
             )
         )
@@ -137,13 +142,16 @@ class Roster:
         """It has been started. It may have come further by itself meanwhile."""
         instance = worker.instance
         if worker.preparing and instance is not None and instance.state in ("starting", "loading"):
-            worker.deadline = self._load_deadline(instance, now)
+            self._is_to_load(worker, instance, now)
         worker.preparing = False
 
-    def _load_deadline(self, instance: Instance, now: float) -> float:
-        """None in a debugger, where it takes as long as a person thinks."""
-        stops = instance.copy.name in self._debugged and instance.number == 0
-        return inf if stops else now + self._load_timeout_s
+    def _is_to_load(self, worker: Worker, instance: Instance, now: float) -> None:
+        worker.deadline = inf if self._stops(instance) else now + self._load_timeout_s
+        worker.kill_reason = f"was not ready {self._load_timeout_s:g} s after its start and was killed"
+
+    def _stops(self, instance: Instance) -> bool:
+        """In a debugger, where everything takes as long as a person thinks."""
+        return instance.copy.name in self._debugged and instance.number == 0
 
     def _enlist(self, id: str, instance: Instance) -> Worker:
         worker = Worker(id, instance.copy.name, instance.copy.version, instance.plan.name)
@@ -154,23 +162,26 @@ class Roster:
 
     # ------------------------------------------------------------------------------------------------- unwanted workers
 
-    def kill(self, worker: Worker) -> None:
+    def kill(self, worker: Worker, reason: str = "") -> None:
+        """``reason``: see ``Kill``. One that is being killed for a reason already is killed at once without one."""
         worker.killed = True
+        worker.kill_reason = reason
         worker.deadline = inf
         if self.launcher_present:
-            self._out.append(ToLauncher(Kill(worker.id)))
+            self._out.append(ToLauncher(Kill(worker.id, reason)))
 
     def end(self, worker: Worker, now: float, by_itself: bool) -> None:
         """Ends a worker that serves nobody. One that is about to exit ``by_itself`` gets the time to say why."""
         if by_itself:
             worker.deadline = now + EXIT_S
+            worker.kill_reason = ""
         else:
             self.kill(worker)
 
-    def kill_unknown(self, worker: str) -> None:
+    def kill_unknown(self, worker: str, reason: str = "") -> None:
         """A worker that should not exist; whoever reports it lives."""
         if self.launcher_present:
-            self._out.append(ToLauncher(Kill(worker)))
+            self._out.append(ToLauncher(Kill(worker, reason)))
 
     def dismiss(self, instance: Instance, slot: Slot) -> Worker | None:
         """Parts an instance from its worker, which then counts among those leaving ``slot``. The caller says how."""
@@ -184,13 +195,19 @@ class Roster:
         slot.leaving.add(worker.id)
         return worker
 
+    def unloads(self, instance: Instance, worker: Worker, now: float) -> None:
+        """Its model is unloaded: it may finish what it holds, but it may also hang."""
+        if not self._stops(instance):
+            worker.deadline = now + self._unload_timeout_s
+            worker.kill_reason = f"had not ended {self._unload_timeout_s:g} s after its model's unload and was killed"
+
     def expire(self, now: float) -> None:
         """Kills workers whose time is up."""
         for worker in self.workers.values():
             if worker.deadline <= now:
                 worker.timed_out = True
                 logger.error("worker %s of model '%s' takes too long, it is killed", worker.id, worker.name)
-                self.kill(worker)
+                self.kill(worker, worker.kill_reason)
 
     def next_deadline(self) -> float:
         workers = min((worker.deadline for worker in self.workers.values()), default=inf)
@@ -208,7 +225,7 @@ class Roster:
             if known is not None:
                 known.pid = live.pid
                 if known.killed:
-                    self._out.append(ToLauncher(Kill(id)))
+                    self._out.append(ToLauncher(Kill(id, known.kill_reason)))
             else:
                 self._stray(id, now).live = live
         for id in [id for id, stray in self.strays.items() if stray.live is not None and id not in listed]:
@@ -237,6 +254,7 @@ class Roster:
             else:
                 instance.state = "adopting"
                 worker.deadline = now + HELLO_S
+                worker.kill_reason = ""
 
     def has_candidate(self, copy: Copy) -> bool:
         return self._candidate(copy, 0) is not None

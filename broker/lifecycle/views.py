@@ -59,7 +59,7 @@ def folders(models: dict[str, Model], found: Found) -> tuple[tuple[str, str], ..
     return tuple((name, models[name].backend_dir if name in models else "") for name in names)
 
 
-def instances(models: dict[str, Model], roster: Roster) -> list[InstanceStatus]:
+def instances(models: dict[str, Model], roster: Roster, now: float) -> list[InstanceStatus]:
     """Every instance, wanted or leaving. ``executions`` and whether it is busy are the dispatcher's to fill in."""
     listed = []
     for copy in _copies(models):
@@ -76,6 +76,7 @@ def instances(models: dict[str, Model], roster: Roster) -> list[InstanceStatus]:
                     restarts=instance.restarts,
                     executions=0,
                     last_error=instance.last_error,
+                    retry_in_s=max(0.0, instance.retry_at - now) if instance.state == "backed-off" else 0.0,
                 )
             )
     for worker in roster.workers.values():

@@ -17,7 +17,7 @@ from broker.repository.labels import read_labels
 from broker.repository.normalise import check_instance_groups, instance_plans, normalise, normalise_instance_groups
 from broker.repository.overrides import check_model_name, remove_folder, write_files
 from broker.repository.snapshot import Override, Snapshot
-from broker.repository.validate import check_config, check_supported, without_effect
+from broker.repository.validate import check_config, check_parameters, check_supported, without_effect
 from broker.repository.versions import choose_versions, version_folders
 from conch.errors import ConchError, Internal, InvalidArgument, NotFound, PollFailed, to_fault
 from conch.messages import Fault
@@ -155,6 +155,7 @@ class Repository:
                     f"at least one version must be available under the version policy of model '{name}'"
                 )
             check_supported(config)
+            check_parameters(config)
             python_based.check(config, backend_dir)
             check_instance_groups(config, self._host)
             labels = read_labels(config, model_dir)

@@ -13,6 +13,7 @@ from broker.repository import platforms
 from broker.repository.config_file import ModelConfigMessage
 from conch.datatypes import from_config_type
 from conch.errors import InvalidArgument, Unsupported
+from conch.model_config import ModelConfig, StringParameter
 from conch.protos import model_config_pb2
 
 _VARIABLE = -1
@@ -79,6 +80,16 @@ def check_supported(config: ModelConfigMessage) -> None:
         missing = "ragged batches (allow_ragged_batch)"
     if missing:
         raise Unsupported(f"model '{config.name}' uses {missing}, which Conch does not have yet")
+
+
+def check_parameters(config: ModelConfigMessage) -> None:
+    """Raises ``InvalidArgument`` for a parameter of ours that cannot be read."""
+    parameters = {key: StringParameter(value.string_value) for key, value in config.parameters.items()}
+    typed = ModelConfig(name=config.name, parameters=parameters)
+    try:
+        _ = typed.idempotent, typed.execution_timeout_s, typed.memory_limit_nbytes
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{error.message} for {config.name}") from None
 
 
 def _is_only_iterative(batching: Any) -> bool:

@@ -4,6 +4,7 @@ from math import inf
 
 from broker.instructions import Instruction, ToData
 from broker.scheduling.job import RUNNING, Job
+from broker.scheduling.timeouts import Timeouts
 from broker.scheduling.workers import ModelSlot, WorkerSlot
 from conch.messages import Batch, Dispatch
 
@@ -18,9 +19,10 @@ ALONE_S = 2.0
 class Batches:
     """Batches are appended to ``out``."""
 
-    def __init__(self, epoch: int, out: list[Instruction]) -> None:
+    def __init__(self, epoch: int, out: list[Instruction], timeouts: Timeouts) -> None:
         self._epoch = epoch
         self._out = out
+        self._begun = timeouts.begun
         self._last_batch = 0
 
     def form(self, model: ModelSlot, now: float) -> list[Job]:
@@ -34,14 +36,14 @@ class Batches:
             jobs = queue.take(now, False, expired)
             if jobs is None:
                 break
-            self._send(idle.popleft(), jobs, model)
+            self._send(idle.popleft(), jobs, model, now)
         if model.partial and queue.live and not model.retries and model.execution_s < FAST_EXECUTION_S:
             # behind a request that waits for another model, one that this other needs might wait for ever, unseen
             while model.partial and not model.asks:
                 jobs = queue.take(now, True, expired)
                 if jobs is None:
                     break
-                self._send(model.partial.popleft(), jobs, model)
+                self._send(model.partial.popleft(), jobs, model, now)
         return expired
 
     def _send_retries(self, model: ModelSlot, now: float, expired: list[Job]) -> None:
@@ -61,9 +63,9 @@ class Batches:
                 worker = idle[0]
             retries.popleft()
             idle.remove(worker)
-            self._send(worker, [job], model)
+            self._send(worker, [job], model, now)
 
-    def _send(self, worker: WorkerSlot, jobs: list[Job], model: ModelSlot) -> None:
+    def _send(self, worker: WorkerSlot, jobs: list[Job], model: ModelSlot, now: float) -> None:
         worker.place = None
         self._last_batch = number = self._last_batch + 1
         items = []
@@ -72,6 +74,8 @@ class Batches:
             job.worker = worker
             assert job.request is not None
             items.append(Dispatch(job.requester, job.request))
+        if not worker.batches:
+            self._begun(worker, now)
         worker.batches[number] = jobs
         model.running += len(jobs)
         if jobs[0].attempt > 1:

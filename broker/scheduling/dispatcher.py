@@ -5,10 +5,12 @@ sent, in order. Calling it once for many events is what makes batches.
 """
 
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from math import inf
 
 from broker.instructions import Instruction, ToControl, ToPeer
+from broker.refusals import not_ready
 from broker.scheduling.batches import ALONE_S, Batches
 from broker.scheduling.cycles import MAX_DEPTH, TOO_DEEP, Cycles
 from broker.scheduling.exiting import EXITING, may_come
@@ -16,7 +18,9 @@ from broker.scheduling.finishing import finish_open, finish_partly
 from broker.scheduling.job import GONE, QUEUED, RUNNING, Job
 from broker.scheduling.queues import QUEUE_FULL, TIMED_OUT
 from broker.scheduling.recovery import ModelKey, Recovery
+from broker.scheduling.reports import Reports
 from broker.scheduling.requesters import Requesters
+from broker.scheduling.timeouts import Timeouts
 from broker.scheduling.workers import BatchKey, ModelSlot, WorkerSlot
 from broker.statistics import BACKEND, CANCELED, REJECTED, StatisticsKeeper
 from conch.messages import (
@@ -28,7 +32,6 @@ from conch.messages import (
     Fault,
     Forget,
     LiveWorker,
-    ModelStatistics,
     Rejected,
     Request,
     Running,
@@ -44,10 +47,11 @@ UNREACHABLE_S = 0.02
 class Dispatcher:
     """Keeps every request from ``submit`` to the end of its batch, by (requester, id).
 
-    All ``now`` are seconds on the monotonic clock. ``wall_offset_ns``: see ``StatisticsKeeper``.
+    All ``now`` are seconds on the monotonic clock. ``wall_offset_ns``: see ``StatisticsKeeper``. ``debugged``: models
+    without execution time-outs. ``retries``: how many requests came again because their worker had died.
     """
 
-    def __init__(self, epoch: int, wall_offset_ns: int = 0) -> None:
+    def __init__(self, epoch: int, wall_offset_ns: int = 0, debugged: Collection[str] = ()) -> None:
         self._epoch = epoch
         self._wall_offset_ns = wall_offset_ns
         self._models: dict[ModelKey, ModelSlot] = {}
@@ -62,8 +66,11 @@ class Dispatcher:
         self._starting = True
         self._exiting = False
         self._out = self._requesters.out
-        self._batches = Batches(epoch, self._out)
+        self.timeouts = Timeouts(self._workers, debugged)
+        self.retries: Counter[ModelKey] = Counter()
+        self._batches = Batches(epoch, self._out, self.timeouts)
         self._cycles = Cycles(self._requesters.find)
+        self.reports = Reports(self._models, self._workers, self._requesters)
 
     # -------------------------------------------------------------------------------------------------- models
 
@@ -75,6 +82,7 @@ class Dispatcher:
         model.known = True
         model.closing = None
         model.configure(config)
+        self.timeouts.configure(model, config)
         self._dirty[model] = None
 
     def drain_model(self, name: str, version: int, fault: Fault) -> None:
@@ -135,6 +143,7 @@ class Dispatcher:
         slot = self._worker(worker, model, version)
         for item in running:
             self._adopt(slot, item, now)
+        self.timeouts.begun(slot, now)
         self._recovery.heard(worker)
         self._settle_missing()
         return True
@@ -295,6 +304,7 @@ class Dispatcher:
                 return
             self._cycles.add(job, now)
         if request.attempt > 1:
+            self.retries[request.model, request.version] += 1
             if model.closing is not None and model.has_only_draining:
                 self._reject(job, model.closing, now)
                 return
@@ -342,6 +352,7 @@ class Dispatcher:
         model = slot.model
         model.running -= len(jobs)
         slot.executions += 1
+        slot.busy_since = now
         if done.failed or done.undelivered or done.open or done.again:
             again = finish_partly(self._requesters, slot, jobs, done, now)
             if again:
@@ -465,35 +476,8 @@ class Dispatcher:
                 if worker.ready and not worker.draining:
                     self._drain_worker(worker)
 
-    # ------------------------------------------------------------------------------------------------- reports
-
-    def statistics(self, name: str = "", version: int = 0) -> list[ModelStatistics]:
-        """Of all known versions that fit, by name and version; ``""`` and 0 fit all."""
-        return [
-            model.statistics.report(model.name, model.version, model.queued)
-            for _, model in sorted(self._models.items())
-            if model.known and name in ("", model.name) and version in (0, model.version)
-        ]
-
-    def load_of(self, name: str, version: int) -> tuple[int, int]:
-        """How many requests are queued and how many run."""
-        model = self._models.get((name, version))
-        return (0, 0) if model is None else (model.queued, model.running)
-
-    def work_of(self, worker: str) -> tuple[bool, int]:
-        """Whether it holds something, and how many batches it has done for this broker."""
-        slot = self._workers.get(worker)
-        return (False, 0) if slot is None else (not slot.holds_nothing, slot.executions)
-
-    def inflight_of(self, requester: str) -> int:
-        return len(self._requesters.jobs.get(requester, ()))
-
     @property
     def is_idle(self) -> bool:
         """Nothing is queued and nothing runs."""
         runs = any(worker.is_waited_for for worker in self._workers.values())
         return not runs and not any(model.queued for model in self._models.values())
-
-
-def not_ready(name: str, version: int) -> Fault:
-    return Fault("NotReady", f"Request for unknown model: '{name}' version {version} is not at ready state")

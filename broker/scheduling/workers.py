@@ -23,7 +23,8 @@ class WorkerSlot:
     it goes on answering after their batch, which take no credit.
 
     It lies in its model's ``idle`` (holds no batch) or ``partial`` (holds one batch, may perhaps take another), or in
-    neither: not ready, draining, full, paused for the moment, or holding a batch that must be alone.
+    neither: not ready, draining, full, paused for the moment, or holding a batch that must be alone. ``busy_since`` is
+    when the first of ``batches`` began, if there is one. ``condemned``: it is being killed.
     """
 
     __slots__ = (
@@ -38,6 +39,8 @@ class WorkerSlot:
         "place",
         "paused_until",
         "executions",
+        "busy_since",
+        "condemned",
     )
 
     def __init__(self, name: str, model: "ModelSlot") -> None:
@@ -52,6 +55,8 @@ class WorkerSlot:
         self.place: deque[WorkerSlot] | None = None
         self.paused_until = 0.0
         self.executions = 0
+        self.busy_since = 0.0
+        self.condemned = False
 
     def jobs(self) -> Iterator[Job]:
         for jobs in self.batches.values():
@@ -91,6 +96,11 @@ class WorkerSlot:
         self.open.clear()
         return jobs
 
+    def condemn(self) -> None:
+        """It is being killed and gets nothing more: what it were given now would die with it."""
+        self.condemned = True
+        self.leave()
+
     def leave(self) -> None:
         if self.place is not None:
             self.place.remove(self)
@@ -99,7 +109,7 @@ class WorkerSlot:
     def settle(self) -> None:
         """Takes the place that fits what it holds, behind those that were free earlier."""
         self.leave()
-        if not self.ready or self.draining or self.paused_until:
+        if not self.ready or self.draining or self.paused_until or self.condemned:
             return
         if not self.batches:
             self.alone = False
@@ -115,12 +125,13 @@ class ModelSlot:
 
     ``known`` is False while requests are kept for a model that a restarted broker has not taken over yet. ``closing``
     is what new requests are rejected with once the version is being unloaded. ``asks``: a request that it ran has asked
-    a model.
+    a model. ``timeout_s``: how long a batch may run.
     """
 
     __slots__ = (
         "name",
         "version",
+        "timeout_s",
         "known",
         "closing",
         "asks",
@@ -138,6 +149,7 @@ class ModelSlot:
     def __init__(self, name: str, version: int, statistics: StatisticsKeeper) -> None:
         self.name = name
         self.version = version
+        self.timeout_s = inf
         self.known = False
         self.closing: Fault | None = None
         self.asks = False

@@ -38,7 +38,8 @@ class ModelStatistics(Record, frozen=True):
 
 
 class InstanceStatus(Record, frozen=True):
-    """One model instance. ``state`` is starting, loading, ready, busy, draining, dead or backed-off."""
+    """One model instance. ``state`` is starting, loading, ready, busy, draining, dead or backed-off. ``busy_s``: how
+    long it has run its present batch. ``retry_in_s``: in how long a backed-off one is started again."""
 
     model: str
     version: int
@@ -49,6 +50,8 @@ class InstanceStatus(Record, frozen=True):
     restarts: int
     executions: int
     last_error: str = ""
+    busy_s: float = 0.0
+    retry_in_s: float = 0.0
 
 
 class PeerStatus(Record, frozen=True):

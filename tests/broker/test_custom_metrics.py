@@ -163,7 +163,7 @@ def test_families_come_by_kind_and_name() -> None:
 class Calls:
     def __init__(self) -> None:
         self.answers: list[tuple[bytes, Answer]] = []
-        self.calls = MetricsCalls(CustomMetrics(), lambda peer, answer: self.answers.append((peer, answer)))
+        self.calls = MetricsCalls(CustomMetrics(), list, lambda peer, answer: self.answers.append((peer, answer)))
 
 
 def test_a_call_waits_for_every_worker() -> None:

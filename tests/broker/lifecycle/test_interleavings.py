@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from broker.repository.snapshot import Override
-from conch.messages import Fault
+from conch.messages import Died, Fault
 from tests.broker.lifecycle.world import World, snapshot
 
 NAMES = ("a", "b")
@@ -119,7 +119,7 @@ class Interleavings(RuleBasedStateMachine):
         elif what == "failed":
             out = machine.load_failed(process.id, Fault("Internal", "late"), now)
         elif what == "died":
-            out = machine.died(process.id, None, 9, "", True, now)
+            out = machine.died(Died(process.id, process.pid, None, 9), True, now)
         else:
             out = machine.spawned(process.id, process.pid, now)
         self.world.do(out)
@@ -196,7 +196,7 @@ class Interleavings(RuleBasedStateMachine):
         assert world.machine.startup_finished
         assert all(len(answers) == 1 for answers in world.answers.values()), "a call was never answered"
         wanted: set[str] = set()
-        for status in world.machine.instances():
+        for status in world.machine.instances(world.now):
             assert status.state == "ready", status
             wanted.add(status.worker)
         assert wanted == set(world.usable) == {process.id for process in world.alive}

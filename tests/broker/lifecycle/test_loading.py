@@ -37,7 +37,7 @@ def test_a_configuration_that_is_completed_in_a_process_of_its_own() -> None:
     assert [(spawn.complete, spawn.instance) for spawn in world.all_spawns] == [(True, 0), (False, 0), (False, 1)]
     assert '"max_batch_size":4' in world.all_spawns[1].config
     assert world.entry().state == READY and len(world.usable) == 2
-    assert [status.restarts for status in world.machine.instances()] == [0, 0]
+    assert [status.restarts for status in world.machine.instances(world.now)] == [0, 0]
 
 
 def test_nothing_is_loaded_before_the_process_that_has_completed_is_dead() -> None:
@@ -47,7 +47,7 @@ def test_nothing_is_loaded_before_the_process_that_has_completed_is_dead() -> No
     while completing.state == "completing":
         world.happen()
     assert completing.state == "draining" and len(world.all_spawns) == 1
-    assert {status.state for status in world.machine.instances()} == {"starting"}
+    assert {status.state for status in world.machine.instances(world.now)} == {"starting"}
     world.due.clear()  # it does not end
     world.pass_time(6)
     world.settle()
@@ -155,8 +155,8 @@ def test_a_worker_that_does_not_get_ready_in_time_is_killed() -> None:
     world.due.clear()
     world.pass_time(21)
     assert not world.alive
-    reason = "Internal: instance 'm_0_0' was not ready 20 s after its start (while the model was being loaded)"
-    assert world.entry().reason == reason
+    why = "the worker of instance 'm_0_0' was not ready 20 s after its start and was killed"
+    assert world.entry().reason == f"Internal: {why} (while the model was being loaded)"
 
 
 def test_a_load_is_tried_again_as_often_as_told() -> None:
@@ -221,7 +221,7 @@ def test_no_version_at_all() -> None:
 def test_instances() -> None:
     world = loaded(snapshot(count=2))
     world.settle()
-    first = world.machine.instances()[0]
+    first = world.machine.instances(world.now)[0]
     assert (first.model, first.version, first.instance, first.state, first.restarts) == ("m", 1, "m_0_0", "ready", 0)
     assert first.pid == world.processes[first.worker].pid
 

@@ -68,7 +68,7 @@ def test_deaths_that_a_request_is_to_blame_for_do_not_count() -> None:
     for _ in range(30):
         (process,) = world.alive
         process.state = "dead"
-        world.do(world.machine.died(process.id, None, 9, "", False, world.now))
+        world.do(world.machine.died(Died(process.id, process.pid, None, 9), False, world.now))
         world.settle()
     assert world.entry().state == READY and len(world.alive) == 1
 
@@ -81,7 +81,7 @@ def test_one_instance_that_crashes_does_not_take_the_version_down() -> None:
         world.settle()
     assert world.entry().state == READY and world.entry().healthy
     assert len(world.alive) == 1
-    states = {status.instance: status.state for status in world.machine.instances()}
+    states = {status.instance: status.state for status in world.machine.instances(world.now)}
     assert states == {"m_0_0": "ready", "m_0_1": "backed-off"}
 
 
@@ -93,7 +93,7 @@ def test_a_restart_that_fails_backs_off_with_the_backend_s_reason() -> None:
     world.fail_load(process, Fault("ModelError", "the file is gone"))
     world.settle()
     assert world.entry().reason == "Unavailable: it keeps crashing: the file is gone"
-    assert world.machine.instances()[0].last_error == "the file is gone"
+    assert world.machine.instances(world.now)[0].last_error == "the file is gone"
     world.pass_time(1)
     assert world.entry().state == READY
 
@@ -188,7 +188,7 @@ def test_restarts_wait_for_the_launcher() -> None:
     world.launcher_dies()
     victim = world.alive[0]
     victim.state = "dead"
-    world.do(world.machine.died(victim.id, None, 9, "", True, world.now))
+    world.do(world.machine.died(Died(victim.id, victim.pid, None, 9), True, world.now))
     assert not world.alive
     world.launcher_hello()
     world.settle()
@@ -198,4 +198,4 @@ def test_restarts_wait_for_the_launcher() -> None:
 def test_workers_nobody_asked_for_are_killed() -> None:
     world = loaded(snapshot())
     out = world.machine.spawned("stranger", 5, world.now)
-    assert [str(each.message) for each in out] == ["Kill(worker='stranger')"]  # type: ignore[union-attr]
+    assert [str(each.message) for each in out] == ["Kill(worker='stranger', reason='')"]  # type: ignore[union-attr]

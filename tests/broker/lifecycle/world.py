@@ -42,6 +42,7 @@ from conch.messages import (
     Answer,
     CheckReady,
     Configured,
+    Died,
     Drain,
     Fault,
     Kill,
@@ -249,7 +250,14 @@ class World:
         if process.state in ("completing", "loading"):
             self.due.append((f"step {process.id}", step))
 
-    def die(self, process: Process, exit_code: int | None = None, signal: int | None = 9, tail: str = "") -> None:
+    def die(
+        self,
+        process: Process,
+        exit_code: int | None = None,
+        signal: int | None = 9,
+        tail: str = "",
+        reason: str = "",
+    ) -> None:
         """Its death is on its way to the broker."""
         if process.state == "dead":
             return
@@ -258,10 +266,8 @@ class World:
         self.draining.discard(process.id)
         self.due = [(what, event) for what, event in self.due if source_of(what) != process.id]
         if self.launcher:
-            self.due.append((f"died {process.id}", lambda: self._died(process, exit_code, signal, tail)))
-
-    def _died(self, process: Process, exit_code: int | None, signal: int | None, tail: str) -> list[Any]:
-        return self.machine.died(process.id, exit_code, signal, tail, True, self.now)
+            died = Died(process.id, process.pid, exit_code, signal, tail, reason)
+            self.due.append((f"died {process.id}", lambda: self.machine.died(died, True, self.now)))
 
     def fail_load(self, process: Process, fault: Fault) -> None:
         """The worker reports why it cannot load, then exits."""
@@ -308,10 +314,10 @@ class World:
         match instruction:
             case ToLauncher(Spawn() as spawn):
                 self._spawn(spawn)
-            case ToLauncher(Kill(id)):
+            case ToLauncher(Kill(id, reason)):
                 assert self.launcher, "a Kill without a launcher"
                 if id in self.processes:
-                    self.die(self.processes[id])
+                    self.die(self.processes[id], reason=reason)
             case ToControl(id, Configured(config)):
                 self.processes[id].config = config
                 if self.processes[id].state == "completing":

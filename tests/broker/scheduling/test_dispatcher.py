@@ -178,7 +178,7 @@ def test_a_full_queue_and_a_late_request_are_rejected() -> None:
     bench.now = wakeup or 0.0
     assert bench.dispatch() == [ToPeer("r", Rejected(2, 1, Fault("QueueTimeout", "Request timeout expired")))]
     assert bench.done("w0", batch) == []
-    [statistics] = bench.dispatcher.statistics()
+    [statistics] = bench.dispatcher.reports.statistics()
     assert statistics.failures["REJECTED"] == statistics.fail.count == 2
 
 
@@ -219,7 +219,7 @@ def test_statistics_of_a_batch() -> None:
     bench.dispatcher.done(
         "w0", Done(EPOCH, batch.id, start, start + 10, start + 30, start + 60, failed=(1,)), bench.now
     )
-    [found] = bench.dispatcher.statistics("m", 1)
+    [found] = bench.dispatcher.reports.statistics("m", 1)
     assert (found.inference_count, found.execution_count) == (2, 1)
     assert (found.success.count, found.fail.count, found.failures["BACKEND"]) == (2, 1, 1)
     assert (found.compute_input.ns, found.compute_infer.ns, found.compute_output.ns) == (20, 40, 60)
@@ -227,7 +227,7 @@ def test_statistics_of_a_batch() -> None:
     assert found.success.ns == found.queue.ns + 120
     [size] = found.batches
     assert (size.batch_size, size.compute_infer.count, size.compute_infer.ns) == (3, 1, 20)
-    assert bench.dispatcher.statistics("other") == []
+    assert bench.dispatcher.reports.statistics("other") == []
 
 
 def test_what_nobody_waits_for_does_not_go_back_into_the_queue() -> None:

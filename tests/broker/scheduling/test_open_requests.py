@@ -27,13 +27,13 @@ def opened(bench: Bench, *ids: int) -> None:
 def test_an_open_request_takes_no_credit_and_counts_as_running() -> None:
     bench = Bench()
     opened(bench, 1, 2)
-    assert bench.dispatcher.load_of("m", 1) == (0, 2)
-    assert bench.dispatcher.work_of("w0") == (True, 2)
-    assert bench.dispatcher.inflight_of("r") == 2
+    assert bench.dispatcher.reports.load_of("m", 1) == (0, 2)
+    assert bench.dispatcher.reports.work_of("w0", bench.now)[:2] == (True, 2)
+    assert bench.dispatcher.reports.inflight_of("r") == 2
     assert close(bench, 1) == close(bench, 2) == []
-    assert bench.dispatcher.is_idle and bench.dispatcher.inflight_of("r") == 0
+    assert bench.dispatcher.is_idle and bench.dispatcher.reports.inflight_of("r") == 0
     assert close(bench, 2) == []  # not known any more
-    [found] = bench.dispatcher.statistics()
+    [found] = bench.dispatcher.reports.statistics()
     assert (found.inference_count, found.execution_count, found.success.count) == (2, 2, 2)
 
 
@@ -68,7 +68,7 @@ def test_what_is_undelivered_or_failed_after_its_batch() -> None:
     assert close(bench, 2, failed=True) == []
     [instruction] = close(bench, 3, undelivered=True)
     assert isinstance(instruction, ToPeer) and isinstance(instruction.message, Lost) and instruction.message.alone
-    assert bench.dispatcher.statistics()[0].failures["BACKEND"] == 1
+    assert bench.dispatcher.reports.statistics()[0].failures["BACKEND"] == 1
 
 
 def test_a_worker_is_drained_after_its_last_open_request() -> None:
@@ -128,7 +128,7 @@ def test_again_goes_to_the_end_of_the_queue() -> None:
     batch = only_batch(bench.submit(1))
     assert bench.submit(2) == []
     assert batches(bench.done("w0", batch, 1.0, again=(0,))) == [("w0", [2, 1])]
-    [found] = bench.dispatcher.statistics()
+    [found] = bench.dispatcher.reports.statistics()
     assert (found.inference_count, found.execution_count, found.success.count, found.pending_count) == (0, 1, 0, 0)
 
 
@@ -141,7 +141,7 @@ def test_again_after_a_cancel_or_an_unload() -> None:
     bench.dispatcher.drain_model("m", 1, GONE)
     bench.dispatch()
     assert bench.done("w1", second, 1.0, again=(0,)) == [ToPeer("r", Rejected(2, 1, GONE)), ToControl("w1", Drain())]
-    assert bench.dispatcher.is_idle and bench.dispatcher.inflight_of("r") == 0
+    assert bench.dispatcher.is_idle and bench.dispatcher.reports.inflight_of("r") == 0
 
 
 @pytest.mark.parametrize("batch", [0, 7])

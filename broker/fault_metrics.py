@@ -1,0 +1,50 @@
+"""The server's own metrics of what went wrong: deaths of workers, what ran again because of them, and which models are
+gone because of them."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from broker.lifecycle.deaths import DeathKey
+from broker.scheduling.recovery import ModelKey
+from conch.messages import MetricFamily, MetricSample, ModelEntry
+
+#: these exist for every model from its load, so that a rate over them does not begin with a gap; others may come
+COMMON_CAUSES = ("SIGABRT", "SIGBUS", "SIGKILL", "SIGSEGV", "execution_timeout", "exit", "memory_limit")
+
+
+def fault_families(
+    entries: Iterable[ModelEntry], deaths: Counter[DeathKey], retries: Counter[ModelKey]
+) -> list[MetricFamily]:
+    """Counters stay for models that are not loaded any more."""
+    loaded = {(entry.name, entry.version): entry for entry in entries if entry.config}
+    all_causes = {(name, version, cause): 0 for name, version in loaded for cause in COMMON_CAUSES} | deaths
+    all_retries = dict.fromkeys(loaded, 0) | retries
+    return [
+        MetricFamily(
+            "conch_worker_deaths_total",
+            "Worker processes that died or were killed without having been told to end, by model and cause",
+            "counter",
+            tuple(
+                MetricSample({"cause": cause, "model": name, "version": str(version)}, count)
+                for (name, version, cause), count in sorted(all_causes.items())
+            ),
+        ),
+        MetricFamily(
+            "conch_inference_retries_total",
+            "Requests that were run again because the worker that ran them died",
+            "counter",
+            tuple(
+                MetricSample({"model": name, "version": str(version)}, count)
+                for (name, version), count in sorted(all_retries.items())
+            ),
+        ),
+        MetricFamily(
+            "conch_model_available",
+            "Whether a loaded model is served (1), or its workers crash too often for that (0)",
+            "gauge",
+            tuple(
+                MetricSample({"model": name, "version": str(version)}, int(entry.state == "READY" and entry.healthy))
+                for (name, version), entry in sorted(loaded.items())
+            ),
+        ),
+    ]

@@ -1,0 +1,14 @@
+"""What requests for a model version are refused with that does not serve at the moment."""
+
+from conch.messages import Fault
+
+
+def not_ready(name: str, version: int) -> Fault:
+    """Triton's words."""
+    return Fault("NotReady", f"Request for unknown model: '{name}' version {version} is not at ready state")
+
+
+def keeps_crashing(name: str, version: int) -> Fault:
+    return Fault(
+        "NotReady", f"model '{name}' version {version} keeps crashing and is started again after a pause; try again"
+    )

@@ -8,6 +8,7 @@ On SIGTERM it goes on until the broker is gone or no worker is left, and then en
 shortens that.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -41,11 +42,13 @@ from conch.messages import (
     Welcome,
 )
 from conch.run_dir import RunDir, new_peer_id
-from conch.settings import Settings
+from conch.settings import Settings, withhold_secrets
 from shm.sweep import sweep
-from workers import live
+from workers import live, memory_limits
 from workers.environments.starts import Starts
-from workers.live import LiveProcess
+from workers.live import LiveProcess, Stillborn
+from workers.log_bounds import LogBounds
+from workers.memory_limits import MemoryLimits
 from workers.template_process import TemplateProcess
 
 logger = logging.getLogger("conch.workers.launcher")
@@ -108,6 +111,9 @@ class Launcher:
         self._template: Template | None = None
         self._use(template)
         self._template_due = 0.0
+        self._template_failure = ""
+        self._memory_limits = MemoryLimits()
+        self._log_bounds = LogBounds()
         self._environments = Starts(self._poll, self._run_dir, Path(settings.environment_cache))
         self._stop_deadline: float | None = None
         self._terminated = False
@@ -140,6 +146,7 @@ class Launcher:
         if self._template is not None:
             self._template.process.close()
         self._environments.stop()
+        self._log_bounds.close()
         self._broker.close()
         self._context.term()
 
@@ -165,7 +172,7 @@ class Launcher:
                     if not self._environments.takes(message):
                         self._pending[message.worker] = Pending(message)
                 case Kill():
-                    self._kill(message.worker)
+                    self._kill(message)
                 case Welcome():
                     self._welcomed = not self._hello_due  # or it is a former broker's
                 case ServerSettings():
@@ -194,18 +201,22 @@ class Launcher:
                 del self._dead[report.worker]
         self._receive()  # a send may have swallowed the descriptor's edge
 
-    def _kill(self, worker_id: str) -> None:
-        if worker_id in self._pending:
-            self._pending[worker_id].killed = True
-        self._environments.kill(worker_id)
+    def _kill(self, message: Kill) -> None:
+        if message.worker in self._pending:
+            self._pending[message.worker].killed = True
+        self._environments.kill(message.worker)
         for worker in self._live.values():
-            if worker.file.worker == worker_id:
-                worker.kill()
+            if worker.file.worker == message.worker:
+                if message.reason:
+                    worker.abort(message.reason, time.monotonic())
+                else:
+                    worker.kill()
 
     # ----------------------------------------------------------------------------------------------- the template
 
     def _use(self, process: TemplateProcess) -> None:
         self._template = template = Template(process)
+        self._template_failure = ""
         self._poll.register(template.channel.fileno(), select.POLLIN)
         for pending in self._pending.values():
             pending.sent = False
@@ -237,17 +248,20 @@ class Launcher:
         self._reports += self._environments.take_reports()
 
     def _born(self, message: Spawned, pending: Pending | None) -> None:
-        worker = live.born(message.worker, message.pid, self._run_dir)
-        if worker is not None:
-            self._watch(worker)
+        try:
+            worker = live.born(message.worker, message.pid, self._run_dir)
+        except Stillborn as failure:
+            logger.error("worker %s, pid %s, cannot be looked after: %s", message.worker, message.pid, failure)
+            if pending is not None:
+                self._reports.append(_spawn_failed(pending.spawn, str(failure)))
+            return
+        self._watch(worker)
         if pending is None:  # after its time-out
             logger.error("nobody waits for worker %s any more, pid %s", message.worker, message.pid)
-        elif worker is None:
-            self._reports.append(_spawn_failed(pending.spawn, "it ended at once"))
         else:
             logger.info("started worker %s for '%s', pid %s", message.worker, pending.spawn.instance_name, message.pid)
             self._reports.append(message)
-        if worker is not None and (pending is None or pending.killed):
+        if pending is None or pending.killed:
             worker.kill()
 
     def _template_died(self, template: Template) -> None:
@@ -257,6 +271,14 @@ class Launcher:
         young = time.monotonic() - template.process.started < TEMPLATE_BACKOFF_S
         self._template_due = time.monotonic() + (TEMPLATE_BACKOFF_S if young else 0.0)
         logger.error("the template ended with status %s; starting another", template.process.popen.returncode)
+
+    def _start_template(self, now: float) -> None:
+        try:
+            self._use(TemplateProcess())
+        except OSError as error:
+            self._template_failure = f": {error.strerror}"
+            self._template_due = now + TEMPLATE_BACKOFF_S
+            logger.error("cannot start the template, which is tried again: %s", error)
 
     def _send_spawns(self) -> None:
         template = self._template
@@ -282,6 +304,7 @@ class Launcher:
 
     def _watch(self, worker: LiveProcess) -> None:
         self._live[worker.descriptor] = worker
+        self._memory_limits.watch(worker, time.monotonic())
         self._poll.register(worker.descriptor, select.POLLIN)
 
     def _bury(self, descriptor: int) -> None:
@@ -295,6 +318,7 @@ class Launcher:
         self._poll.unregister(descriptor)
         self._handover_attempts.pop(descriptor, None)
         del self._live[descriptor]
+        self._memory_limits.forget(worker)
         for sibling in siblings:
             sibling.is_alone()
         self._dead[died.worker] = worker
@@ -304,7 +328,8 @@ class Launcher:
             return
         how = f"signal {died.signal}" if died.signal else f"status {died.exit_code}"
         logger.error("worker %s of '%s', pid %s, died: %s", died.worker, worker.file.model, died.pid, how)
-        sweep()
+        with contextlib.suppress(OSError):  # the next one finds it
+            sweep()
 
     def _reap_orphans(self) -> None:
         """Children that workers left behind come to this process as the subreaper; nobody else takes their status."""
@@ -336,6 +361,10 @@ class Launcher:
         deadline = self._environments.next_deadline
         if deadline is not None:
             waits.append(deadline - now)
+        waits.append(self._memory_limits.next_look - now)
+        if self._live:
+            waits.append(self._log_bounds.next_look - now)
+            waits.append(min(worker.next_signal for worker in self._live.values()) - now)
         if self._stop.received:
             waits.append(_STOP_LOOK_S)
         return max(0.0, min(waits))
@@ -343,11 +372,24 @@ class Launcher:
     def _look_at_time(self) -> None:
         now = time.monotonic()
         for pending in [pending for pending in self._pending.values() if pending.deadline < now]:
-            self._give_up(pending, f"no answer in {SPAWN_TIMEOUT_S:.0f} s")
+            if pending.sent and self._template is not None:
+                self._template.process.popen.kill()  # it hangs: the others go to its successor
+            self._give_up(pending, f"no answer in {SPAWN_TIMEOUT_S:.0f} s{self._template_failure}")
         if self._template is None and self._template_due <= now:
-            self._use(TemplateProcess())
+            self._start_template(now)
         self._send_spawns()
         self._reap_orphans()
+        self._look_at_workers(now)
+
+    def _look_at_workers(self, now: float) -> None:
+        for worker in self._live.values():
+            worker.send_signals(now)
+        for worker, memory in self._memory_limits.look(now):
+            memory_limits.tell(worker, memory)
+            # at once and without a look at its stacks: every millisecond costs memory that others need
+            worker.kill(memory_limits.reason(memory, worker.file.memory_limit_nbytes))
+        if self._live and self._log_bounds.next_look <= now:
+            self._log_bounds.look({self._run_dir.model_log(worker.file.model) for worker in self._live.values()}, now)
 
     def _finished(self) -> bool:
         """After a stop signal: whether nothing is left to do. Ends the workers when nobody else will."""
@@ -389,6 +431,7 @@ def become_subreaper() -> None:
 def run(template: TemplateProcess) -> None:
     """The whole life of the launcher. Exits with a message if there is one already."""
     settings = Settings.from_environ()
+    withhold_secrets()
     process.begin(settings)
     stop = process.StopSignals(extra=(signal.SIGCHLD,))
     run_dir = RunDir(settings.run_dir)

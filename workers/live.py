@@ -4,11 +4,13 @@ import contextlib
 import os
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 
 from conch.messages import Died
 from conch.run_dir import RunDir
 from workers import worker_file
+from workers.endings import AFTER_ABORT
 from workers.worker_file import WorkerFile
 
 OUTPUT_TAIL_NBYTES = 2048
@@ -16,12 +18,14 @@ OUTPUT_TAIL_NBYTES = 2048
 _LOGGED = re.compile(rb"(?:[EWI]\d{4} \S+|\S+Z [EWI]) (?P<pid>\d+) ")
 #: how the dump of Python's fault handler begins
 _FAULT = b"Fatal Python error: "
+_ENDS_OF_ABORT = (signal.SIGABRT, *(number for _, number in AFTER_ABORT))
 
 
 @dataclass
 class LiveProcess:
     """``adopted``: a former launcher's child, so that its exit status is not ours to see. ``alone_from``: from there
-    on, unless there is one now, no other process of the model has written to its log."""
+    on, unless there is one now, no other process of the model has written to its log. ``reason``: what it is killed
+    for. ``signals``: what it gets and when, unless it has ended by then."""
 
     file: WorkerFile
     descriptor: int
@@ -29,16 +33,40 @@ class LiveProcess:
     adopted: bool
     killed: bool = False
     alone_from: int = 0
+    reason: str = ""
+    signals: list[tuple[float, int]] = field(default_factory=list)
 
-    def kill(self) -> None:
+    def kill(self, reason: str = "") -> None:
         self.killed = True
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
+        self.reason = self.reason or reason
+        self.signals.clear()
+        self._signal(signal.SIGKILL)
+
+    def abort(self, reason: str, now: float) -> None:
+        """It shows what it is doing, and ends."""
+        if self.killed:
+            return
+        self.killed = True
+        self.reason = reason
+        self.signals += [(now + after_s, number) for after_s, number in AFTER_ABORT]
+        self._signal(signal.SIGABRT)
+
+    @property
+    def next_signal(self) -> float:
+        return self.signals[0][0] if self.signals else inf
+
+    def send_signals(self, now: float) -> None:
+        """Those whose time has come."""
+        while self.next_signal <= now:
+            self._signal(self.signals.pop(0)[1])
 
     def terminate(self) -> None:
         """Asks it to finish what it holds and to end."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.descriptor, signal.SIGTERM)
+            signal.pidfd_send_signal(self.descriptor, number)
 
     def bury(self, alone: bool = True) -> Died | None:
         """To be called when the pidfd is readable: ends what the worker left running, takes its exit status, and tidies
@@ -47,8 +75,9 @@ class LiveProcess:
         pid = self.file.pid
         exit_code = signal_number = None
         if self.adopted:
-            if worker_file.start_time(pid) in (None, self.file.start_time):
-                _kill_group(pid)
+            with contextlib.suppress(OSError):  # in doubt the number may be somebody else's by now
+                if worker_file.start_time(pid) in (None, self.file.start_time):
+                    _kill_group(pid)
         else:
             _kill_group(pid)  # before its status is taken, because until then nobody else can get its pid
             try:
@@ -62,10 +91,11 @@ class LiveProcess:
             else:
                 signal_number = status.si_status
         os.close(self.descriptor)
-        self.run_dir.worker_file(self.file.worker).unlink(missing_ok=True)
-        return Died(
-            self.file.worker, pid, exit_code, signal_number, self._output_tail(alone, signal_number is not None)
-        )
+        with contextlib.suppress(OSError):
+            self.run_dir.worker_file(self.file.worker).unlink()
+        tail = self._output_tail(alone, signal_number is not None)
+        obeyed = exit_code is None and signal_number in (None, *_ENDS_OF_ABORT)
+        return Died(self.file.worker, pid, exit_code, signal_number, tail, self.reason if obeyed else "")
 
     def is_alone(self) -> None:
         """Another process of the model has ended, this may be the only one now."""
@@ -77,12 +107,13 @@ class LiveProcess:
         try:
             with open(self.run_dir.model_log(self.file.model), "rb") as log:
                 size = log.seek(0, os.SEEK_END)
-                offset = self.file.log_offset if self.file.log_offset <= size else 0
+                # what is beyond the end is of before the log was cut, see ``workers.log_bounds``
+                offset, alone_from = (each if each <= size else 0 for each in (self.file.log_offset, self.alone_from))
                 start = log.seek(max(offset, size - OUTPUT_TAIL_NBYTES))
                 data = log.read(OUTPUT_TAIL_NBYTES)
         except OSError:
             return ""
-        others = max(0, self.alone_from - start) if alone else len(data)
+        others = max(0, alone_from - start) if alone else len(data)
         shared, own = data[:others], data[others:]
         tail = _certain(shared, self.file.pid, crashed) + own
         if start > offset and not shared:
@@ -102,21 +133,35 @@ def _certain(output: bytes, pid: int, crashed: bool) -> bytes:
     return b"".join(lines)
 
 
-def born(worker: str, pid: int, run_dir: RunDir) -> LiveProcess | None:
-    """A new child of this process. None if it is gone without a trace."""
+class Stillborn(Exception):
+    """A new worker cannot be looked after. The text says why, without a path."""
+
+
+def born(worker: str, pid: int, run_dir: RunDir) -> LiveProcess:
+    """A new child of this process. Raises ``Stillborn``: it has ended, or is ended now because its end could not be
+    seen."""
+    descriptor = -1
+    reason = "it ended at once"
     try:
         descriptor = os.pidfd_open(pid)
+        file = worker_file.read(run_dir.worker_file(worker))
+        if file is not None and (file.pid, file.start_time) == (pid, worker_file.start_time(pid)):
+            return LiveProcess(file, descriptor, run_dir, adopted=False)
     except ProcessLookupError:
-        return None
-    file = worker_file.read(run_dir.worker_file(worker))
-    if file is None or (file.pid, file.start_time) != (pid, worker_file.start_time(pid)):
+        pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        _kill_group(pid)  # until its status is taken, nobody else can have that number
+    if descriptor >= 0:
         os.close(descriptor)
-        return None
-    return LiveProcess(file, descriptor, run_dir, adopted=False)
+    with contextlib.suppress(OSError):
+        run_dir.worker_file(worker).unlink()
+    raise Stillborn(reason)
 
 
 def adopt(run_dir: RunDir) -> list[LiveProcess]:
-    """The workers that a former launcher left alive. Files of dead ones are removed, and what those left is ended."""
+    """The workers that a former launcher left alive. Files of dead ones are removed, and what those left is ended.
+    Raises ``OSError``: one that is taken for dead would be started a second time."""
     found = []
     for path in run_dir.workers.glob("*.new"):
         path.unlink(missing_ok=True)

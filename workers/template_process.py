@@ -14,17 +14,22 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 class TemplateProcess:
     """``connection``: SEQPACKET, to the template and to what it is forking; end of file when all of these are gone or
-    have said what they had to say. ``started``: monotonic, in seconds."""
+    have said what they had to say. ``started``: monotonic, in seconds. Raises ``OSError``."""
 
     def __init__(self) -> None:
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        try:
             self.popen = subprocess.Popen(
                 module_command("workers.template", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        except OSError:
+            self.connection.close()
+            raise
+        finally:
+            theirs.close()
         self.started = time.monotonic()
 
     def close(self) -> None:

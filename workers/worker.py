@@ -30,7 +30,7 @@ from conch.run_dir import RunDir
 from conch.settings import Settings
 from shm.arena import Arena
 from shm.leases import LeasedArena
-from workers import debugging, worker_file
+from workers import debugging, endings, worker_file
 from workers.asking import Asker
 from workers.backends.base import Backend, Instance, LoadError, backend_class
 from workers.batch import BatchRunner
@@ -58,6 +58,7 @@ def enter(spawn: Spawn, settings: Settings) -> None:
     """First thing in the new process: a session of its own, output to the model's log, and a file that tells of it."""
     if os.getsid(0) != os.getpid():
         os.setsid()
+    endings.get_ready()
     keep_freed_memory()
     run_dir = RunDir(settings.run_dir)
     log = os.open(run_dir.model_log(spawn.model), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -109,20 +109,26 @@ class Starts:
         wanted = choose(spawn, os.path.exists)
         if wanted is None:
             return False
+        try:
+            self._take(spawn, wanted)
+        except OSError as error:
+            self._fail(spawn, error.strerror)
+        return True
+
+    def _take(self, spawn: Spawn, wanted: Wanted) -> None:
         if self._stopped:
             self._fail(spawn, "the server stops")
-            return True
+            return
         prepared = self._prepared.get(wanted)
         if prepared is not None and _is_still_there(prepared, wanted):
             self._start(spawn, prepared)
-            return True
+            return
         self._reports.append(Preparing(spawn.worker))
         for preparing in self._preparing.values():
             if preparing.wanted == wanted:
                 preparing.waiting.append(spawn)
-                return True
+                return
         self._prepare(spawn, wanted)
-        return True
 
     def kill(self, worker: str) -> None:
         """A worker that is not born yet never will be. Preparing an environment that nobody wants any more ends."""
@@ -229,7 +235,11 @@ class Starts:
     # ---------------------------------------------------------------------------------------------------- the worker
 
     def _start(self, spawn: Spawn, prepared: Prepared) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._fail(spawn, error.strerror)
+            return
         channel: SeqpacketChannel[Spawn, Spawned | SpawnFailed] = SeqpacketChannel(ours, Spawned | SpawnFailed)
         log = self._run_dir.model_log(spawn.model)
         try:
@@ -289,7 +299,8 @@ class Starts:
             open(self._run_dir.model_log(starting.spawn.model), "rb") as log,
         ):
             size = log.seek(0, os.SEEK_END)
-            log.seek(max(starting.log_offset, size - _LOG_TAIL_NBYTES))
+            offset = starting.log_offset if starting.log_offset <= size else 0  # the log may have been cut
+            log.seek(max(offset, size - _LOG_TAIL_NBYTES))
             return telling(log.read().decode(errors="replace").splitlines()[-1:])
         return ""
 

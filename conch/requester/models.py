@@ -117,6 +117,9 @@ class ModelTableView:
         self.known = False
         #: how many tables there have been: whoever keeps what it made of one can see that it is old
         self.updates = 0
+        self._epoch = 0
+        #: what was READY before the broker was restarted, until the new one has looked at every model
+        self._former: dict[tuple[str, int], ModelEntry] = {}
         self._server: ServerState = "starting"
         self._entries: tuple[ModelEntry, ...] = ()
         self._by_name: dict[str, dict[int, ModelEntry]] = {}
@@ -128,7 +131,7 @@ class ModelTableView:
         by_name: dict[str, dict[int, ModelEntry]] = {}
         ready: dict[tuple[str, int], ReadyModel] = {}
         latest: dict[str, ReadyModel] = {}
-        entries = sorted(table.models, key=lambda entry: (entry.name, entry.version))
+        entries = sorted(self._not_forgotten(table), key=lambda entry: (entry.name, entry.version))
         for entry in entries:
             versions = by_name.setdefault(entry.name, {})
             if entry.version > 0:
@@ -146,6 +149,26 @@ class ModelTableView:
         self._ready = ready
         self._latest = latest
         self.known = True  # last: other threads look things up as soon as it is set
+
+    def _not_forgotten(self, table: ModelTable) -> Sequence[ModelEntry]:
+        """The table's entries. Models that a new broker has not come to yet are as they were before: their workers are
+        there, and the broker keeps requests for them."""
+        if table.epoch != self._epoch:
+            self._epoch = table.epoch
+            self._former = {(entry.name, entry.version): entry for entry in self._entries if entry.state == "READY"}
+        if table.server != "starting":
+            self._former = {}
+        former = self._former
+        if not former:
+            return table.models
+        names = {name for name, _ in former}
+        decided = {
+            (entry.name, entry.version): entry
+            for entry in table.models
+            if entry.state not in ("UNKNOWN", "LOADING")
+            or ((entry.name, entry.version) not in former and not (entry.version == 0 and entry.name in names))
+        }
+        return list((former | decided).values())
 
     def _model(self, entry: ModelEntry) -> ReadyModel | None:
         known = self._ready.get((entry.name, entry.version))

@@ -24,8 +24,12 @@ TIMEOUT_S = 30.0
 _NBYTES = IDENTITY_COUNT * 4
 #: after a failure, so that a server that is gone is not asked all the time
 _PAUSE_S = 0.02
+#: a ``Stream`` has a time-out of 30 s for all that comes on it
+_REQUESTS_PER_STREAM = 100
 #: what gRPC says when a connection breaks, beside the status UNAVAILABLE
 _BROKEN = ("Socket closed", "Connection reset", "Connection refused", "recvmsg", "sendmsg", "Broken pipe", "GOAWAY")
+
+_OVER = object()
 
 Protocol = Literal["http", "grpc"]
 #: ``ended``: a decoupled request got the responses that had been sent, and then a clear error
@@ -76,34 +80,38 @@ class Client(threading.Thread, ABC):
         while not self._over.is_set():
             with contextlib.suppress(Exception), contextlib.closing(self._session()) as session:
                 # an exception is recorded where it happens, and ends the session
-                while not self._over.is_set():
-                    self._exchange(session)
+                while not self._over.is_set() and self._exchange(session):
+                    pass
             self._over.wait(_PAUSE_S)
 
-    def _exchange(self, session: Iterator[None]) -> None:
+    def _exchange(self, session: Iterator[None]) -> bool:
+        """False if the session is over, without another request."""
         sent_s = time.monotonic()
-        verdict: Verdict = "right"
-        text = ""
         try:
-            next(session)
-        except Ended as error:
-            verdict, text = "ended", str(error)
-            raise
-        except Wrong as error:
-            verdict, text = "wrong", str(error)
-            raise
+            if next(session, _OVER) is _OVER:
+                return False
         except Exception as error:
-            verdict = "broken" if _is_broken(error) else "error"
-            text = f"{type(error).__name__}: {error}"
+            self._record(sent_s, _verdict(error), f"{type(error).__name__}: {error}")
             raise
-        finally:
-            self.exchanges.append(
-                Exchange(self.number, self.protocol, self.models, sent_s, time.monotonic(), verdict, text)
-            )
+        self._record(sent_s, "right")
+        return True
+
+    def _record(self, sent_s: float, verdict: Verdict, text: str = "") -> None:
+        self.exchanges.append(
+            Exchange(self.number, self.protocol, self.models, sent_s, time.monotonic(), verdict, text)
+        )
 
     @abstractmethod
     def _session(self) -> Any:
         """A generator: each step is one request on one connection. Raises whatever goes wrong."""
+
+
+def _verdict(error: Exception) -> Verdict:
+    if isinstance(error, Ended):
+        return "ended"
+    if isinstance(error, Wrong):
+        return "wrong"
+    return "broken" if _is_broken(error) else "error"
 
 
 def _is_broken(error: Exception) -> bool:
@@ -235,8 +243,8 @@ class StreamClient(Client):
 
     def _session(self) -> Iterator[None]:
         with Stream(self._url) as stream:
-            while True:
-                stream.send(telling(f"n {RESPONSES},rf last"))
+            for _ in range(_REQUESTS_PER_STREAM):
+                stream.send(telling(f"n {RESPONSES},rf last", model="stream"))
                 for number in range(RESPONSES + 1):
                     answer = stream.answer()
                     expected = str(number) if number < RESPONSES else "last"

@@ -18,7 +18,9 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             tensor = pb_utils.get_input_tensor_by_name(request, "INPUT0")
-            answer = pb_utils.InferenceRequest("identity", ["OUTPUT0"], [tensor]).exec()
+            answer = pb_utils.InferenceRequest(
+                model_name="identity", requested_output_names=["OUTPUT0"], inputs=[tensor]
+            ).exec()
             if answer.has_error():
                 responses.append(pb_utils.InferenceResponse(error=answer.error()))
             else:

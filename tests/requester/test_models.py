@@ -3,6 +3,7 @@
 import json
 from typing import Literal
 
+import msgspec
 import pytest
 
 from conch.errors import InvalidArgument, NotFound, NotReady
@@ -82,6 +83,28 @@ class TestLookup:
         assert inside.lookup("simple").version == 1 and inside.model_ready("simple")
         with pytest.raises(NotFound):
             inside.lookup("other")
+
+    def test_a_broker_that_was_restarted_and_has_not_looked_at_every_model(self) -> None:
+        """Those that were ready are, until it says otherwise or has finished its start."""
+        models = view(entry("a", 1), entry("b", 1), entry("c", 1), entry("d", 1), entry("e", 1, state="UNAVAILABLE"))
+        starting = [
+            ModelEntry("a", 0, "UNKNOWN", "", False),
+            entry("b", 1, state="LOADING"),
+            entry("c", 1, state="UNAVAILABLE", reason="it crashed"),
+            entry("f", 1),
+        ]
+        for _ in range(2):
+            models.update(msgspec.structs.replace(table(*starting, server="starting"), epoch=2))
+            assert [models.lookup(name).name for name in ("a", "b", "d", "f")] == ["a", "b", "d", "f"]
+            assert [each.name for each in models.index()] == ["a", "b", "c", "d", "f"]
+            for name in ("c", "e"):
+                with pytest.raises(NotFound):
+                    models.lookup(name)
+        models.update(msgspec.structs.replace(table(*starting), epoch=2))
+        assert models.lookup("f").name == "f"
+        for name in ("a", "b", "d"):
+            with pytest.raises(NotFound):
+                models.lookup(name)
 
     def test_unchanged_models_are_kept_over_updates(self) -> None:
         models = view(entry(), entry("other"))

@@ -4,8 +4,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from conch.errors import TooLarge
 from frontends.grpc import codec
-from frontends.grpc.codec import join_response, service_pb2, split_request, stream_response
+from frontends.grpc.codec import join_response, read_request, service_pb2, split_request, stream_response
 
 LARGE = codec._SMALL_NBYTES
 names = st.text(max_size=10)
@@ -90,6 +91,58 @@ def test_very_many_contents_are_not_all_kept() -> None:
     request, found = split_request(payload)
     assert request.model_name == "m"
     assert len(found) == 1000
+
+
+FINE = codec._MAX_FINE_NBYTES + 1
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", ["inputs", "outputs", "parameters", "raw_input_contents"])
+def test_very_many_small_fields_are_not_parsed(name: str) -> None:
+    """protobuf takes forty times their size, and half a second for each MiB."""
+    number = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name[name].number
+    few = bytes([number << 3 | 2, 0]) * 1000
+    split_request(few + few)
+    for bomb in (bytes([number << 3 | 2, 0]) * FINE, few + b"\x0b" * FINE, b"\xba\x00\x00" + few * 1000):
+        with pytest.raises(TooLarge, match="may have no more than 1000 inputs, outputs, parameters and"):
+            split_request(bomb)
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_raw_tensor_is_limited() -> None:
+    inputs = service_pb2.ModelInferRequest(raw_input_contents=[bytes(1 << 20)])
+    inputs.inputs.add(name="IN").contents.fp64_contents.extend([0.0] * (1 << 20))
+    encoded = inputs.SerializeToString()
+    request, (blob,) = split_request(encoded)
+    assert (len(request.inputs[0].contents.fp64_contents), len(blob)) == (1 << 20, 1 << 20)
+    with pytest.raises(
+        TooLarge, match=r"67[0-9]{6} bytes beside raw_input_contents, more than the maximum of 67108864"
+    ):
+        split_request(encoded * 8)
+
+
+@pytest.mark.timeout(10)
+def test_other_requests_are_limited() -> None:
+    """All but loads, which may have large files, though not very many."""
+    files = service_pb2.RepositoryModelLoadRequest(model_name="m")
+    for i in range(900):
+        files.parameters[f"file:{i}"].bytes_param = bytes(4096)
+    encoded = files.SerializeToString()
+    assert read_request(type(files), encoded) == files
+    settings = service_pb2.TraceSettingRequest()
+    settings.settings["trace_level"].value.extend([""] * codec._MAX_FINE_NBYTES)
+    for request_type, bomb in (
+        (type(settings), settings.SerializeToString()),
+        (type(files), b"\x1a\x00" * codec._MAX_FINE_NBYTES),
+        (service_pb2.RepositoryIndexRequest, bytes([1 << 3 | 2]) + codec._varint(FINE) + b"x" * FINE),
+    ):
+        with pytest.raises(TooLarge):
+            read_request(request_type, bomb)
+
+
+def test_fields_that_are_not_known_hinder_nothing() -> None:
+    payload = service_pb2.ModelInferRequest(raw_input_contents=[bytes(2 * FINE)]).SerializeToString() + b"\x42\x01x"
+    assert len(split_request(payload)[1]) == 1
 
 
 @given(blobs, names)

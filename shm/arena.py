@@ -157,7 +157,7 @@ class Arena:
             if needed > room:
                 raise ArenaFull(
                     f"the {self.purpose} memory is full: {needed} bytes do not fit, "
-                    f"{self.reserved_nbytes} of at most {self.cap_nbytes} are reserved"
+                    f"{self.reserved_nbytes} of at most {self.cap_nbytes} are reserved; try again later"
                 )
             step = min(max(FIRST_SEGMENT_NBYTES, self.reserved_nbytes), LARGEST_STEP_NBYTES)
             step = min(max(step, needed), room // _PAGE_NBYTES * _PAGE_NBYTES)

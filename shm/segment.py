@@ -2,7 +2,7 @@
 
 Normally a POSIX segment ``/dev/shm/conch-<uid>-<32 hex digits>``. Its owner holds a shared ``flock`` on it for as long
 as it lives, which is how ``shm.sweep`` tells a dead owner's segments from a live one's. Where ``/dev/shm`` is too small
-(a container's 64 MB) it is a sealed ``memfd``, which that limit does not bind and which needs no sweeping.
+(a container's 64 MB), or full, it is a sealed ``memfd``, which that limit does not bind and which needs no sweeping.
 
 An ``flock`` belongs to the *open file description*: whoever holds a duplicate of the descriptor, or a mapping made from
 it, keeps the lock alive after the owner's death. So there are two descriptions:
@@ -13,14 +13,20 @@ it, keeps the lock alive after the owner's death. So there are two descriptions:
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import threading
+import time
 from typing import Literal
 
 import posix_ipc
 
+from conch.seldom import Seldom
 from shm.base import ArenaFull
+from shm.room import has_room
+
+logger = logging.getLogger("conch.shm.segment")
 
 SHARED_MEMORY_FOLDER = "/dev/shm"
 #: a ``/dev/shm`` of less is taken for a container's default, in which a few requests would fill it
@@ -30,6 +36,9 @@ Kind = Literal["posix", "memfd"]
 
 #: what the kernel says when there is no more memory, or no descriptor for it
 _FULL = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+#: the same, where a memfd may still do
+_MOUNT_FULL = {errno.ENOSPC, errno.EDQUOT}
+_told = Seldom()
 _ZEROS = "/dev/zero"
 _READ_LIMIT_NBYTES = 1 << 30
 
@@ -69,7 +78,7 @@ class Segment:
     )
 
     def __init__(self, nbytes: int, lease_page: bool = False, kind: Kind | None = None) -> None:
-        """Raises ``ArenaFull`` if the machine has no memory for it."""
+        """Raises ``ArenaFull`` if the machine has no memory for it. Without ``kind`` it is the best that can be had."""
         self.number = int.from_bytes(os.urandom(8), "little") >> 1 or 1
         self.nbytes = nbytes
         self.lease_page = lease_page
@@ -78,7 +87,7 @@ class Segment:
         self._lock_descriptor = -1
         self._name = ""
         try:
-            descriptor = self._reserve(kind or best_kind())
+            descriptor = self._reserve(kind) if kind is not None else self._reserve_somehow()
             try:
                 self.descriptor = _open_again(descriptor, os.O_RDWR if lease_page else os.O_RDONLY)
                 self._mapping = mmap.mmap(descriptor, nbytes)
@@ -87,15 +96,29 @@ class Segment:
         except OSError as error:
             self._drop()
             if error.errno in _FULL:
-                raise ArenaFull(
-                    f"no memory for a segment of {nbytes} bytes: {os.strerror(error.errno or 0)}"
-                ) from error
+                reason = os.strerror(error.errno or 0)
+                raise ArenaFull(f"no memory for a segment of {nbytes} bytes: {reason}; try again later") from error
             raise
         self.view = memoryview(self._mapping)
+
+    def _reserve_somehow(self) -> int:
+        kind = best_kind()
+        if kind == "posix":
+            try:
+                return self._reserve(kind)
+            except OSError as error:
+                if error.errno not in _MOUNT_FULL:
+                    raise
+            self._drop()
+            if _told.is_told(time.monotonic()):
+                logger.warning("%s is full: memory is taken from elsewhere", SHARED_MEMORY_FOLDER)
+        return self._reserve("memfd")
 
     def _reserve(self, kind: Kind) -> int:
         """A writable descriptor without a lock, every page behind it reserved."""
         if kind == "memfd":
+            if not has_room(self.nbytes):
+                raise OSError(errno.ENOMEM, "as good as no memory left")
             descriptor = os.memfd_create("conch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
                 os.posix_fallocate(descriptor, 0, self.nbytes)
@@ -113,7 +136,11 @@ class Segment:
         """False if a sweep took the new name for a dead owner's, before the lock was held."""
         with _fork_guard:
             name = f"/{name_prefix()}{os.urandom(16).hex()}"
-            shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+            try:
+                shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+            except OSError as error:
+                # it gives no number with its text for the want of a descriptor
+                raise OSError(error.errno or errno.EMFILE, str(error)) from error
             try:
                 fcntl.flock(shared.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 swept = os.fstat(shared.fd).st_nlink == 0

@@ -1,6 +1,7 @@
 """Requests whose inputs wait for room: reserving memory takes milliseconds, so it is done off the loop."""
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from conch.later import Later
 from conch.messages import Block
 from conch.requester.asked import Asked
 from conch.requester.pending import CLOSING
+from conch.seldom import Seldom
 from shm.arena import Arena
 from shm.base import ArenaFull
 
@@ -27,6 +29,8 @@ class Growth:
         self._arena = arena
         self._lock = asyncio.Lock()
         self._tasks: dict[asyncio.Task[None], Asked] = {}
+        self._full = Seldom()
+        self._failed = Seldom()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -46,11 +50,13 @@ class Growth:
             if asked.on_answer is not None:
                 block = self._arena.allocate(nbytes)
         except ArenaFull as error:
-            logger.warning("%s", error)
-            asked.answer(Overloaded("the server's memory for inputs is full; try again"))
-        except Exception:  # no descriptor, no thread: whoever asked must hear of it
-            logger.exception("the memory for inputs cannot grow")
-            asked.answer(Overloaded("the server cannot make room for inputs at the moment; try again"))
+            if self._full.is_told(time.monotonic()):
+                logger.warning("%s", error)
+            asked.answer(Overloaded("the server's memory for inputs is full; try again later"))
+        except Exception:  # no thread, for instance: whoever asked must hear of it
+            if self._failed.is_told(time.monotonic()):
+                logger.exception("the memory for inputs cannot grow")
+            asked.answer(Overloaded("the server cannot make room for inputs at the moment; try again later"))
         go_on(block)
 
     async def close(self) -> None:

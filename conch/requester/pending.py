@@ -69,14 +69,14 @@ _GONE = State.GONE
 class Entry:
     """One request. ``owner`` belongs to the shell (its future, its arena block)."""
 
-    __slots__ = ("held_until", "idempotent", "losses", "owner", "request", "responded", "state")
+    __slots__ = ("held_until", "idempotent", "losses", "owner", "request", "responses", "state")
 
     def __init__(self, request: Request, idempotent: bool, owner: Any = None) -> None:
         self.request = request
         self.idempotent = idempotent
         self.owner = owner
         self.state = _HELD
-        self.responded = False
+        self.responses = 0
         self.losses = 0
         self.held_until = 0.0
 
@@ -228,7 +228,7 @@ class Pending:
         if not response.final:
             if entry.state == State.ABANDONED:
                 return [] if response.lease is None else [GiveBack(response.lease)]
-            entry.responded = True
+            entry.responses += 1
             return [Deliver(entry, response)]
         waits = entry.state != State.ABANDONED
         instructions: list[Instruction] = []
@@ -276,15 +276,10 @@ class Pending:
             request = entry.request
             entry.losses += 1
             convicted = message.alone and request.attempt > 1
-            if (
-                entry.state == State.ABANDONED
-                or convicted
-                or entry.responded
-                or request.sequence is not None
-                or not entry.idempotent
-                or entry.losses > MAX_LOSSES
-            ):
-                instructions += self._end(entry, message.cause)
+            why_not = _why_not_again(entry, convicted)
+            if why_not or entry.state == State.ABANDONED:
+                cause = message.cause
+                instructions += self._end(entry, Fault(cause.kind, f"{cause.message}; {why_not}"))
                 continue
             if ran:
                 entry.request = request = msgspec.structs.replace(request, attempt=request.attempt + 1)
@@ -416,3 +411,18 @@ class Pending:
                 PROTOCOL_VERSION, self._requester, self._role, self._pid, awaited, self._epoch, self._last_loss
             )
         )
+
+
+def _why_not_again(entry: Entry, convicted: bool) -> str:
+    """Why a request that was lost is not run again, as a client is told; nothing if it is."""
+    if entry.responses:
+        return f"the stream ends here, after {entry.responses} response{'s' if entry.responses > 1 else ''}"
+    if entry.request.sequence is not None:
+        return "its sequence is lost with it and has to be started again"
+    if not entry.idempotent:
+        return "the request is not run again, because it may run only once"
+    if convicted:
+        return f"the request was run {entry.request.attempt} times and is not run again; the model's log has the details"
+    if entry.losses > MAX_LOSSES:
+        return f"the request was lost {entry.losses} times and is not tried again"
+    return ""

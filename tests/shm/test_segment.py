@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -160,23 +161,83 @@ print("all well")
 """
 
 
+IN_A_FULL_DEV_SHM = """
+import os
+from shm.arena import Arena
+from shm.leases import LeasedArena
+from shm.segment import best_kind
+
+assert best_kind() == "posix"
+arena = LeasedArena(Arena(64 << 20, "test"))
+first = arena.allocate(1 << 20)
+with open("/dev/shm/somebody-else", "wb") as file:
+    free = os.statvfs("/dev/shm")
+    os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+block = arena.allocate(3 << 20)
+arena.arena.view(block)[:] = bytes(3 << 20)
+arena.lease(block, "me")
+kinds = [os.readlink(f"/proc/self/fd/{segment.descriptor}").split("conch")[0] for segment in arena.segments]
+assert kinds == ["/dev/shm/", "/memfd:", "/memfd:"], kinds
+os.unlink("/dev/shm/somebody-else")
+arena.allocate(9 << 20)
+assert os.readlink(f"/proc/self/fd/{arena.segments[2].descriptor}").startswith("/dev/shm/conch")
+arena.close()
+assert os.listdir("/dev/shm") == []
+print("all well")
+"""
+
+
+def test_full_shared_memory_is_done_without() -> None:
+    stderr = _in_private_shared_memory("260m", IN_A_FULL_DEV_SHM)
+    assert stderr == f"{SHARED_MEMORY_FOLDER} is full: memory is taken from elsewhere\n"
+
+
 def test_tiny_shared_memory_is_full_and_not_a_bus_error() -> None:
+    assert _in_private_shared_memory("1m", IN_A_TINY_DEV_SHM) == ""
+
+
+def _in_private_shared_memory(size: str, script: str) -> str:
+    """What the script prints to its standard error, in a process whose ``/dev/shm`` has ``size``."""
     unshare = shutil.which("unshare")
     if unshare is None:
         pytest.skip("there is no unshare here")
     private = [unshare, "--mount"] if os.geteuid() == 0 else [unshare, "--mount", "--map-root-user"]
-    mount = f"mount -t tmpfs -o size=1m tmpfs {SHARED_MEMORY_FOLDER}"
+    mount = f"mount -t tmpfs -o size={size} tmpfs {SHARED_MEMORY_FOLDER}"
     if subprocess.run([*private, "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("a private mount namespace is not permitted here")
     command = f'{mount} && exec "$0" -c "$1"'
     result = subprocess.run(
-        [*private, "sh", "-c", command, sys.executable, IN_A_TINY_DEV_SHM],
+        [*private, "sh", "-c", command, sys.executable, script],
         capture_output=True,
         text=True,
         timeout=20,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "all well\n", "")
+    assert (result.returncode, result.stdout) == (0, "all well\n"), result.stderr
+    return result.stderr
+
+
+def test_no_memory_is_left() -> None:
+    """Reserving it would not fail: the kernel would kill somebody."""
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(ArenaFull, match="try again later"):
+        Segment(1 << 50, kind="memfd")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("kind", ["posix", "memfd"])
+def test_no_descriptor_is_left(kind: Kind) -> None:
+    """Each step finds the table full in turn."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # the first number that is free: no gap before it
+    os.close(lowest)
+    for left in range(4 if kind == "posix" else 3):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + left, hard))
+        try:
+            with pytest.raises(ArenaFull, match="Too many open files"):
+                Segment(4096, kind=kind).close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_here_is_a_usable_kind() -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 
 from conch.categories import Category
+from frontends.grpc.codec import read_request
 from frontends.grpc.errors import SHUTTING_DOWN, UNAVAILABLE, UNREADABLE, failure_of
 from frontends.grpc.exchange import Call, Failure, Pending, Reply
 
@@ -103,7 +104,7 @@ def replying(category: Category, request_type: Any, handler: Callable[[Any], Rep
 
     def answer(call: Call) -> Reply | Pending:
         try:
-            request = request_type.FromString(call.payload)
+            request = read_request(request_type, call.payload)
         except DecodeError:
             return UNREADABLE
         return handler(request)

@@ -100,7 +100,7 @@ def conch(
     run_dir = Path(tempfile.mkdtemp(prefix="conch-bench-", dir="/tmp"))
     command = [
         *(sys.executable, "-P", "-m", "conch", "serve", *where, f"--run-dir={run_dir}"),
-        *(*(f"--model-repository={path}" for path in repositories), *flags),
+        *("--drain-delay-secs=0", *(f"--model-repository={path}" for path in repositories), *flags),
     ]
     try:
         with _running(server, command, {**os.environ, "PYTHONPATH": str(ROOT)}) as running:

@@ -27,6 +27,8 @@ from conch.settings import Settings
 _PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MAX_LOCK_TEXT_NBYTES = 4096
+#: characters of one event in a log: more than any traceback has, less than a client may send as a name
+_MAX_MESSAGE = 65536
 #: struct flock: type, whence, start, length, pid
 _FLOCK = struct.Struct("@hhqqi0q")
 #: Triton has three letters; its verbose lines carry the I too
@@ -75,8 +77,17 @@ class TritonFormatter(logging.Formatter):
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime(record.created)) + letter
         else:
             when = f"{letter}{time.strftime('%m%d %H:%M:%S', moment)}.{microseconds:06d}"
-        text = json.dumps(message, ensure_ascii=False)
-        return f"{when} {record.process} {record.filename}:{record.lineno}] {text}"
+        return f"{when} {record.process} {record.filename}:{record.lineno}] {_quoted(message)}"
+
+
+def _quoted(message: str) -> str:
+    """As a JSON string that holds nothing a terminal or a reader of lines could take for more than a character."""
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]}... ({len(message)} characters in all)"
+    text = json.dumps(message, ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+    return text
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg] # takes none in Python 3.10
@@ -141,21 +152,26 @@ class StopSignals:
     """For processes with a poll loop: SIGTERM and SIGINT become a readable descriptor.
 
     ``take`` empties it and returns how many stop signals there have been in all, so that a second one can shorten the
-    first one's work. ``extra`` signals wake the poll without being counted. Main thread only.
+    first one's work; ``first`` is its number, or 0. ``extra`` signals wake the poll without being counted. ``hangup``:
+    SIGHUP is a stop signal too, unless it is ignored (``nohup``); it may come twice when a terminal is closed, so it
+    counts as a first one only. Main thread only.
     """
 
-    def __init__(self, extra: tuple[signal.Signals, ...] = ()) -> None:
+    def __init__(self, extra: tuple[signal.Signals, ...] = (), hangup: bool = False) -> None:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self.received = 0
-        self._handled = (*STOP_SIGNALS, *extra)
+        self.first = 0
+        self._hangup = hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        self._handled = (*STOP_SIGNALS, *extra, *([signal.SIGHUP] if self._hangup else []))
         self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._previous = {number: signal.signal(number, self._handle) for number in self._handled}
         _handling.add(self)
 
     def _handle(self, number: int, _frame: object) -> None:
-        if number in STOP_SIGNALS:
+        if number in STOP_SIGNALS or (self._hangup and number == signal.SIGHUP and not self.received):
+            self.first = self.first or number
             self.received += 1
 
     def fileno(self) -> int:

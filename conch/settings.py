@@ -5,7 +5,7 @@ of the ``conch serve`` flag in capitals with ``_`` for ``-``. A repeatable flag'
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -91,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     strict_readiness: bool = True
     exit_on_error: bool = True
     exit_timeout_secs: int = 30
+    drain_delay_secs: int = 5
     disable_auto_complete_config: bool = False
     model_control_mode: ControlMode = "none"
     repository_poll_secs: int = 15
@@ -271,6 +272,7 @@ def _overlap(first: str, second: str) -> bool:
 _LEAST = {
     "http_max_input_size": 1,
     "exit_timeout_secs": 0,
+    "drain_delay_secs": 0,
     "repository_poll_secs": 1,
     "model_load_thread_count": 1,
     "model_load_retry_count": 0,
@@ -294,6 +296,12 @@ _MOST = {"http_process_count": 64, "grpc_process_count": 64}
 def flag_name(field: str) -> str:
     """The flag of ``conch serve``, without dashes in front."""
     return _FLAG_NAMES.get(field, field).replace("_", "-")
+
+
+def withhold_secrets(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Takes the headers that open restricted APIs out of the environment that models' processes inherit."""
+    for field in ("http_restricted_api", "grpc_restricted_protocol"):
+        environ.pop(variable_name(field), None)
 
 
 def variable_name(field: str) -> str:

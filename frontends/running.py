@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvloop
 
 from conch.errors import ConchError
-from conch.process import begin
+from conch.messages import ModelTable
+from conch.process import STOP_SIGNALS, begin
 from conch.settings import Settings
 
 
@@ -46,3 +48,58 @@ async def first(*events: asyncio.Event) -> None:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
+
+
+class Life:
+    """The steps of a frontend's life: the models are there or have failed (``loaded``), it says that it is not ready
+    and serves on (``leaving``), it finishes what it has begun (``draining``), it cuts that off (``hurried``).
+
+    To leave, SIGTERM takes the next step, and SIGINT goes as far as to drain. Leaving turns into draining after a
+    delay, or when there is no broker any more that would take a request.
+    """
+
+    def __init__(self) -> None:
+        self.loaded = asyncio.Event()
+        self.leaving = asyncio.Event()
+        self.draining = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self._broker_exits = False
+
+    def follow_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self.signalled, number)
+
+    def signalled(self, number: int) -> None:
+        if self.draining.is_set():
+            if number != signal.SIGINT:
+                self.hurried.set()
+        elif number == signal.SIGINT or self.leaving.is_set() or self._broker_exits:
+            self.drain()
+        else:
+            self.leaving.set()
+
+    def look_at(self, table: ModelTable) -> None:
+        if table.server != "starting":
+            self.loaded.set()
+        self._broker_exits = table.server == "exiting"
+        if self._broker_exits and self.leaving.is_set():
+            self.drain()
+
+    def drain(self) -> None:
+        self.leaving.set()
+        self.draining.set()
+
+    async def serve_on(self, delay_s: float, part: Callable[[], None]) -> None:
+        """From leaving to draining, in ``delay_s`` at most. In the middle, when load balancers have had time to notice,
+        ``part`` asks clients to connect anew."""
+        if delay_s and not await self._drains_within(delay_s / 2):
+            part()
+            await self._drains_within(delay_s / 2)
+        self.drain()
+
+    async def _drains_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self.draining.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True

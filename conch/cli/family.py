@@ -45,10 +45,11 @@ class Family:
                 self.exit_code = os.waitstatus_to_exitcode(status)
         return self.exit_code is None
 
-    def stop(self) -> None:
-        """Asks supervisord to stop everything in order."""
+    def stop(self, number: signal.Signals) -> None:
+        """Asks supervisord to stop everything in order: with ``--drain-delay-secs`` by SIGTERM, without by SIGINT, also
+        when it has begun."""
         if self.reap():
-            os.kill(self.supervisord, signal.SIGTERM)
+            os.kill(self.supervisord, number)
 
     def end(self, grace_seconds: float) -> int:
         """Ends every process that is left: SIGTERM, then after ``grace_seconds`` SIGKILL. Returns how many it found."""

@@ -60,6 +60,7 @@ FLAGS: tuple[Flag, ...] = (
     _setting("Server", "server_id", "name of this server in its metadata"),
     _setting("Server", "run_dir", "private directory for sockets, locks and logs; default: one per HTTP port"),
     _setting("Server", "exit_timeout_secs", "seconds that a graceful stop may take before the rest is cut off"),
+    _setting("Server", "drain_delay_secs", "seconds from SIGTERM, and not ready, to the graceful stop"),
     # --------------------------------------------------------------------------------------------- model repository
     _setting("Model repository", "model_repository", "folder of models (required; may be repeated)"),
     Flag("Model repository", "model-store", "old name of --model-repository", "model_repository", tuple[str, ...]),

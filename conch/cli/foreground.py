@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import select
+import signal
 import sys
 import time
 from typing import Any
@@ -89,6 +90,8 @@ class Foreground:
             run_dir.logs, all_process_names(settings), settings.log_verbose > 0, talkative=settings.watch
         )
         self._observer: Observer | None = Observer(run_dir)
+        #: clients may have been told that the server is ready
+        self._up = False
         self._stderr = select.poll()
         self._stderr.register(2, select.POLLOUT)
         self._poll = select.poll()
@@ -112,6 +115,8 @@ class Foreground:
     def _turn(self, seconds: float) -> bool:
         """Waits for something to happen; False when supervisord is dead."""
         self._poll.poll(seconds * 1000)
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in self._stderr.poll(0)):
+            self._show_nothing()
         for line in self._logs.take():
             self._show(line.encode() + b"\n")
         return self._family.reap()
@@ -122,7 +127,18 @@ class Foreground:
         for start in range(0, len(text), select.PIPE_BUF):
             if not self._stderr.poll(0):
                 return
-            os.write(2, text[start : start + select.PIPE_BUF])
+            try:
+                os.write(2, text[start : start + select.PIPE_BUF])
+            except OSError:
+                self._show_nothing()
+                return
+
+    @staticmethod
+    def _show_nothing() -> None:
+        """The terminal, or the program that was reading, is gone; the server goes on."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
 
     # ------------------------------------------------------------------------------------------------------ starting
 
@@ -138,7 +154,10 @@ class Foreground:
         failed = [entry for entry in table.models if entry.state == "UNAVAILABLE" and entry.reason != "unloaded"]
         if self._settings.log_info or failed:
             touched = [entry for entry in table.models if entry.state != "UNKNOWN"]
-            print("\n" + model_table(touched), file=sys.stderr)
+            try:
+                print("\n" + model_table(touched), file=sys.stderr)
+            except OSError:
+                self._show_nothing()
         if failed and self._settings.exit_on_error and not self._settings.watch:  # they may be mended yet
             logger.error("creating server: Internal - failed to load all models")
             if len(failed) < len(table.models):
@@ -155,6 +174,7 @@ class Foreground:
                 if not self._still_starting():
                     return self._signals.received > 0
             logger.info("Started %s at %s:%d", title, *endpoints[endpoint])
+        self._up = True
         return True
 
     def _still_starting(self) -> bool:
@@ -181,17 +201,29 @@ class Foreground:
             return 1
         # the signal that led here; any other is one to hurry
         signals_seen = min(1, self._signals.received)
-        if signals_seen:
-            logger.info("Signal received. Waiting up to %d s for requests to finish", self._settings.exit_timeout_secs)
-        self._family.stop()
+        timeout_s = self._settings.exit_timeout_secs
+        delay_s = self._delay_s()
+        if delay_s:
+            logger.info("Signal received. Not ready any more; serving for %d s, or until a second signal", delay_s)
+        elif signals_seen:
+            logger.info("Signal received. Waiting up to %d s for requests to finish", timeout_s)
+        self._family.stop(signal.SIGTERM if delay_s else signal.SIGINT)
         now = time.monotonic()
-        deadline = now + self._settings.exit_timeout_secs
-        next_report = now + 1
+        drains_at = now + delay_s
+        deadline = drains_at + timeout_s
+        next_report = drains_at + 1
+        hurried = False
         while self._turn(min(_LOOK_SECONDS, max(0.0, deadline - now))):
             now = time.monotonic()
             if self._signals.take() > signals_seen:
                 signals_seen = self._signals.received
-                deadline = min(deadline, now + _HURRY_SECONDS)
+                if now < drains_at:
+                    logger.info("Waiting up to %d s for requests to finish", timeout_s)
+                    self._family.stop(signal.SIGINT)
+                    drains_at, deadline, next_report = now, now + timeout_s, now + 1
+                else:
+                    deadline = min(deadline, now + _HURRY_SECONDS)
+                    hurried = True
             if now >= deadline:
                 logger.error("Exit timeout expired. Exiting immediately.")
                 self._family.end(_LAST_WORDS_SECONDS)
@@ -201,18 +233,26 @@ class Foreground:
                 logger.info(
                     "Timeout %d: waiting for requests and models to finish%s",
                     math.ceil(deadline - now),
-                    self._who_is_left(signals_seen),
+                    self._who_is_left(signals_seen, hurried),
                 )
         if self._family.end(_LEFTOVER_GRACE_SECONDS):
             logger.warning("some processes had to be ended after supervisord")
         return status
 
-    def _who_is_left(self, signals_seen: int) -> str:
+    def _delay_s(self) -> int:
+        """For how long the server is to go on while it says that it is not ready: nobody waits for that after Ctrl-C,
+        and nobody has to be told when it has not started."""
+        settings = self._settings
+        told = self._up and self._signals.first == signal.SIGTERM and (settings.allow_http or settings.allow_grpc)
+        return settings.drain_delay_secs if told else 0
+
+    def _who_is_left(self, signals_seen: int, hurried: bool) -> str:
         """The models that still have processes, for a person who waits, and what would hurry them."""
         models = set()
         for path in self._run_dir.workers.glob("*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 models.add(json.loads(path.read_bytes())["model"])
         named = ", ".join(sorted(models)[:_MOST_NAMED]) + (", …" if len(models) > _MOST_NAMED else "")
-        hurry = f"; a second Ctrl-C leaves them {_HURRY_SECONDS:.0f} s" if signals_seen == 1 else ""
+        which = "a second" if signals_seen == 1 else "another"
+        hurry = f"; {which} Ctrl-C leaves them {_HURRY_SECONDS:.0f} s" if signals_seen and not hurried else ""
         return f" ({named}{hurry})" if models else ""

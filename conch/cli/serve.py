@@ -52,7 +52,7 @@ def serve(arguments: Sequence[str]) -> int:
     except (CannotServe, ConchError, OSError) as error:
         logger.error("%s", error)
         return 1
-    signals = StopSignals()
+    signals = StopSignals(hangup=True)
     try:
         # supervisord starts while the rest of this process is still being imported
         family = Family(environment(settings, os.environ), run_dir.logs / "supervisord.log")

@@ -18,6 +18,8 @@ from typing import Any
 from supervisor import events
 from supervisor.datatypes import RestartUnconditionally
 from supervisor.medusa import asyncore_25 as asyncore
+from supervisor.options import SignalReceiver
+from supervisor.states import ProcessStates, SupervisorStates
 
 from conch.cli.flags import environment, parse
 from conch.cli.ports import CannotServe, probe_ports
@@ -32,8 +34,10 @@ from conch.settings import Settings
 _STABLE_SECONDS = 2.0
 #: keeps a process that cannot start from using up a core; with the loop's own second at most 1.8 s
 _REST_SECONDS = 0.8
-#: added to --exit-timeout-secs, in which every process stops by itself, before supervisord kills it
+#: added to the time in which every process stops by itself, before supervisord kills it
 _STOP_MARGIN_SECONDS = 10
+#: the programs that --drain-delay-secs is about
+_FRONTENDS = "frontends"
 
 
 def _prepare() -> Settings:
@@ -133,6 +137,28 @@ class Waker:
         self._writer.detach()
 
 
+class Signals(SignalReceiver):  # type: ignore[misc] # supervisor has no types
+    """supervisord's own, and what they mean for frontends: by SIGINT, and by any stop signal while a stop is under way,
+    they drain without delay. A program's signal is SIGTERM otherwise, whatever supervisord itself has got."""
+
+    def __init__(self, supervisord: Any) -> None:
+        super().__init__()
+        self._supervisord = supervisord
+
+    def receive(self, number: int, frame: object) -> None:
+        stopping = self._supervisord.options.mood < SupervisorStates.RUNNING
+        if number == signal.SIGINT or (stopping and number in (signal.SIGTERM, signal.SIGQUIT)):
+            self._end_delay()
+        super().receive(number, frame)
+
+    def _end_delay(self) -> None:
+        for process in self._supervisord.process_groups[_FRONTENDS].processes.values():
+            process.config.stopsignal = signal.SIGINT
+            if process.state == ProcessStates.STOPPING and process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGINT)
+
+
 class Interface:
     """The RPC namespace ``conch`` on supervisord's socket, and the pace of restarts: at once for a process that had run
     for a while, after a rest for one that had just started, for ever."""
@@ -191,11 +217,13 @@ def make(supervisord: Any, **_options: str) -> Interface:
     run_dir = RunDir(_settings.run_dir)
     supervisord.options.pidfile = str(run_dir.path / "supervisord.pid")
     supervisord.options.logfile = str(run_dir.logs / "supervisord.log")
-    for group in supervisord.process_groups.values():
+    supervisord.options.signal_receiver = Signals(supervisord)
+    for name, group in supervisord.process_groups.items():
+        seconds = _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS
+        if name == _FRONTENDS:
+            seconds += _settings.drain_delay_secs
         for process in list(group.processes.values()):
-            process.config.stopwaitsecs = max(
-                process.config.stopwaitsecs, _settings.exit_timeout_secs + _STOP_MARGIN_SECONDS
-            )
+            process.config.stopwaitsecs = max(process.config.stopwaitsecs, seconds)
             _multiply(process.config, group)
     _interface = Interface(supervisord.options.logger)
     return _interface

@@ -19,10 +19,11 @@ SERVICE = "/inference.GRPCInferenceService/"
 
 
 class Traffic:
-    """RPCs that are on their way. Once ``stopped``, no inference begins; ``until_idle`` returns when all RPCs that had
-    begun have their answers."""
+    """RPCs that are on their way. While ``leaving``, the server and its models are not ready. Once ``stopped``, no
+    inference begins; ``until_idle`` returns when all RPCs that had begun have their answers."""
 
     def __init__(self) -> None:
+        self.leaving = False
         self.stopped = asyncio.Event()
         self.count = 0
         self._idle = asyncio.Event()

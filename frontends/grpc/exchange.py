@@ -77,6 +77,11 @@ class Engine(Protocol):
         binds a socket of its own. Raises ``Unavailable`` and ``InvalidArgument`` (certificates)."""
         ...
 
+    def part(self) -> None:
+        """Asks clients to connect anew for their next RPCs: to another server, if a load balancer knows already that
+        this one is about to end."""
+        ...
+
     async def close(self, grace_s: float) -> None:
         """Closes the port. Replies that there are already are written for at most ``grace_s``, everything else is cut
         off. To refuse new RPCs and to wait for those in flight is the application's and the server's business."""

@@ -47,7 +47,7 @@ class MetadataRpcs:
 
     def ready(self, encode: Callable[[bool], bytes]) -> bytes | Pending:
         """Whether the server is ready, through ``encode``."""
-        if not self._models.server_ready(self._strict_readiness):
+        if self._traffic.leaving or not self._models.server_ready(self._strict_readiness):
             return encode(False)
         return self._checked(self._models.server_checks(self._strict_readiness), encode)
 
@@ -69,7 +69,7 @@ class MetadataRpcs:
             return encoded
 
         try:
-            if self._models.model_ready(request.name, request.version):
+            if self._models.model_ready(request.name, request.version) and not self._traffic.leaving:
                 return self._checked(self._models.checks(request.name, request.version), encode)
         except (NotFound, NotReady):
             pass

@@ -82,10 +82,15 @@ class HttpApplication:
         self._compression = Compression(settings.http_max_input_size)
         self._verbose = logger.isEnabledFor(logging.DEBUG)
         requester.on_settings = self._settings_changed
-        self._handlers = _handlers(requester, settings)
+        self._general = Endpoints(requester, settings)
+        self._handlers = _handlers(requester, settings, self._general)
 
     def _settings_changed(self, settings: ServerSettings) -> None:
         self._verbose = settings.log.verbose_level > 0
+
+    def leave(self) -> None:
+        """From now on the server and its models are not ready, and everything else is as before."""
+        self._general.leaving = True
 
     def answer(self, request: Request) -> Reply | Pending:
         if self._verbose:
@@ -170,9 +175,8 @@ def _field(request: Request, name: str) -> str | None:
     return None if value is None else value.decode(errors="surrogateescape")
 
 
-def _handlers(requester: RequesterLike, settings: Settings) -> dict[Endpoint, Handler]:
+def _handlers(requester: RequesterLike, settings: Settings, general: Endpoints) -> dict[Endpoint, Handler]:
     """Every endpoint but inference."""
-    general = Endpoints(requester, settings)
     regions = SharedMemoryEndpoints(requester, settings)
     current = SettingsEndpoints(requester, settings)
     docs = DocsEndpoints(requester.models, settings.server_id)

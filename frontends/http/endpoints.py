@@ -32,7 +32,10 @@ _EMPTY: Final = Reply(200)
 
 
 class Endpoints:
+    """``leaving``: the server and its models are not ready, so that nobody sends more than is on its way already."""
+
     def __init__(self, requester: RequesterLike, settings: Settings) -> None:
+        self.leaving = False
         self._requester = requester
         self._models = requester.models
         self._metadata = json_reply(metadata.server_metadata(settings))
@@ -46,7 +49,7 @@ class Endpoints:
         exiting = self._exiting()
         if exiting is not None:
             return exiting
-        if not self._models.server_ready(self._strict_readiness):
+        if self.leaving or not self._models.server_ready(self._strict_readiness):
             return Reply(400)
         return self._checked(self._models.server_checks(self._strict_readiness), Reply(400))
 
@@ -60,7 +63,7 @@ class Endpoints:
 
     def model_ready(self, request: Request, match: Match) -> Reply | Pending:
         not_ready = error_reply(400, "Model version not ready")
-        if not self._models.model_ready(match.model, match.version):
+        if not self._models.model_ready(match.model, match.version) or self.leaving:
             return not_ready
         return self._checked(self._models.checks(match.model, match.version), not_ready)
 

@@ -22,6 +22,8 @@ SWEEP_INTERVAL_SECONDS: Final = 0.5
 _BACKLOG: Final = 1024
 #: until a handshake is complete there is no connection that could be swept
 _HANDSHAKE_SECONDS: Final = 10.0
+#: what clients have sent until the port is closed is read in this time
+_LAST_REQUESTS_SECONDS: Final = 0.25
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -74,11 +76,15 @@ class Engine:
         self.buffers = BodyBuffers()
         #: request-body bytes held now
         self.buffered_nbytes = 0
-        #: no new requests on open connections: answers say ``Connection: close``
+        #: clients are to connect anew: answers say ``Connection: close``
+        self.parting = False
+        #: connections without a request are not wanted
         self.draining = False
         #: one buffer for everybody: what is read into it is consumed before the next read
         self.receive_buffer = memoryview(bytearray(65536))
         self._servers: list[asyncio.Server] = []
+        #: those without TLS
+        self._listeners: list[socket.socket] = []
         self._empty = asyncio.Event()
         self._empty.set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -94,6 +100,8 @@ class Engine:
             ssl_shutdown_timeout=None if tls is None else _HANDSHAKE_SECONDS,
         )
         self._servers.append(server)
+        if tls is None:
+            self._listeners.append(listener)
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
 
@@ -115,21 +123,44 @@ class Engine:
             self.buffered_nbytes -= request.buffered_nbytes
             request.buffered_nbytes = 0
 
+    def part(self) -> None:
+        """Asks clients to connect anew, by the answers to their next requests: to another server, if a load balancer
+        knows already that this one is about to end."""
+        self.parting = True
+
     async def drain(self, timeout_seconds: float) -> bool:
-        """Stops accepting, closes idle connections and waits until the others have got their answers.
+        """Stops accepting, closes idle connections and waits until the others have got their answers. What a client
+        sent before its connection was closed, or before the port was, is answered too.
 
         Returns whether that was done in time; what is left then is cut off.
         """
-        self.draining = True
+        deadline = self.loop.time() + timeout_seconds
+        self.part()
+        await self._accept_the_last()
         for server in self._servers:
             server.close()
+        await self._emptied(min(_LAST_REQUESTS_SECONDS, timeout_seconds))
+        self.draining = True
         for connection in list(self.connections):
             connection.close_if_idle()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), timeout_seconds)
+        await self._emptied(deadline - self.loop.time())
         finished = not self.connections
         await self.close()
         return finished
+
+    async def _accept_the_last(self) -> None:
+        """Those that the kernel has accepted already: it would reset them. During a TLS handshake nobody has sent a
+        request yet."""
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):  # there are no more
+                while True:
+                    accepted, _ = listener.accept()
+                    await self.loop.connect_accepted_socket(lambda: Connection(self), accepted)
+        self._listeners.clear()
+
+    async def _emptied(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
 
     async def close(self) -> None:
         """Closes everything at once."""

@@ -229,7 +229,7 @@ class Connection(asyncio.BufferedProtocol):
             self._finish()
 
     def _with_connection(self, request: Request, headers: bytes) -> bytes:
-        if not request.keep_alive or self._engine.draining:
+        if not request.keep_alive or (self._engine.parting and not self._queue and self._reader.phase == IDLE):
             request.keep_alive = False
             return headers + b"Connection: close\r\n"
         if b"connection" in request.fields:
@@ -312,8 +312,11 @@ class Connection(asyncio.BufferedProtocol):
     # ---------------------------------------------------------------------------------------------- time and closing
 
     def close_if_idle(self) -> None:
+        """Otherwise after the last request that there is now."""
         if self._transport is not None and self._is_idle():
             self._transport.close()
+        elif self._queue:
+            self._queue[-1].keep_alive = False
 
     def abort(self) -> None:
         if self._transport is not None:

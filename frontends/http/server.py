@@ -4,7 +4,7 @@ import asyncio
 import logging
 import resource
 
-from conch.process import keep_what_is_there, on_stop_signals
+from conch.process import keep_what_is_there
 from conch.requester.requester import Requester
 from conch.run_dir import RunDir
 from conch.settings import Settings
@@ -12,7 +12,7 @@ from conch.tls import server_context
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
 from frontends.listening import bind, listen
-from frontends.running import first, run
+from frontends.running import Life, first, run
 
 logger = logging.getLogger("conch.frontends.http.server")
 
@@ -21,40 +21,41 @@ _RESERVED_DESCRIPTORS = 512
 
 
 async def serve(settings: Settings) -> bool:
-    """Runs until SIGTERM or SIGINT. Returns whether everything in flight was answered within ``exit_timeout_secs``; a
-    second signal cuts it off.
+    """Runs until SIGTERM or SIGINT, step by step as ``Life`` has it. Returns whether everything in flight was answered
+    within ``exit_timeout_secs`` of the drain.
 
     Clients can connect once the models to be loaded at start have been, one way or the other. Raises ``ConchError``.
     """
     tls = server_context(settings, "http")
     reuse_port = settings.reuse_http_port or settings.http_process_count > 1
     listener = bind(settings.http_address, settings.http_port, reuse_port)
-    loop = asyncio.get_running_loop()
-    stop, hurry = asyncio.Event(), asyncio.Event()
-    on_stop_signals(loop, lambda: hurry.set() if stop.is_set() else stop.set())
-    loaded = asyncio.Event()
+    life = Life()
+    life.follow_signals(asyncio.get_running_loop())
     requester = Requester(
         RunDir(settings.run_dir),
         role="http",
         arena_cap_nbytes=settings.frontend_arena_nbytes,
         max_inflight=settings.max_inflight,
     )
-    requester.on_table = lambda table: loaded.set() if table.server != "starting" else None
+    requester.on_table = life.look_at
     application = HttpApplication(requester, settings)
     await requester.start()
     try:
-        await first(loaded, stop)
-        if stop.is_set():
+        await first(life.loaded, life.leaving)
+        if life.leaving.is_set():
             return True
         listen(listener)
         engine = Engine(application, _limits(settings), keep_headers=application.forwards_headers)
         await engine.listen(listener, tls)
         logger.info("Started HTTPService at %s:%s", settings.http_address, settings.http_port)
         keep_what_is_there()
-        await stop.wait()
+        await life.leaving.wait()
+        application.leave()
+        logger.info("not ready any more")
+        await life.serve_on(settings.drain_delay_secs, engine.part)
         requester.stop_loading()
         logger.info("stopping; %s connections open, %s requests in flight", len(engine.connections), requester.inflight)
-        return await _drain(engine, settings.exit_timeout_secs, hurry)
+        return await _drain(engine, settings.exit_timeout_secs, life.hurried)
     finally:
         listener.close()
         await requester.close()

@@ -27,7 +27,7 @@ def repository(tmp_path: Path) -> Path:
 def variables(run_dir: Path, port: int, **others: str) -> dict[str, str]:
     """The environment of supervisord; ``others`` without ``CONCH_``."""
     ports = {"HTTP_PORT": str(port), "GRPC_PORT": str(free_port()), "METRICS_PORT": str(free_port())}
-    settings = {"RUN_DIR": str(run_dir), **ports, **others}
+    settings = {"RUN_DIR": str(run_dir), "DRAIN_DELAY_SECS": "0", **ports, **others}
     named = {f"CONCH_{name}": value for name, value in settings.items()}
     return {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), **named}
 

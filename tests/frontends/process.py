@@ -34,6 +34,7 @@ class Process:
         self.port = port
         settings[f"{protocol}_port"] = port
         self._module = f"frontends.{protocol}"
+        settings.setdefault("drain_delay_secs", 0)
         self._settings = Settings(run_dir=str(run_dir), exit_timeout_secs=5, **settings)
         self._process: asyncio.subprocess.Process
         self.log = ""

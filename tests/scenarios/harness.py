@@ -74,6 +74,7 @@ class Server:
             *(f"--model-repository={path}" for path in self.repositories),
             *(f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}"),
             *(f"--metrics-port={self.metrics_port}", f"--run-dir={self.run_dir}"),
+            "--drain-delay-secs=0",  # unless the test's flags say otherwise
             *self.flags,
         ]
 

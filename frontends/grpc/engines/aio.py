@@ -66,6 +66,9 @@ class AioEngine:
         self._server = await self._serve(address)
         self._watcher = asyncio.ensure_future(self._watch(address))
 
+    def part(self) -> None:
+        """Nothing: a ``grpc.aio`` server sends GOAWAY only when it ends."""
+
     async def close(self, grace_s: float) -> None:
         if self._watcher is not None:
             self._watcher.cancel()

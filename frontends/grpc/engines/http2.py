@@ -78,6 +78,10 @@ class Http2Engine:
         )
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
 
+    def part(self) -> None:
+        for connection in list(self.connections):
+            connection.part()
+
     async def close(self, grace_s: float) -> None:
         if self._server is None:
             return

@@ -269,6 +269,11 @@ class Connection(asyncio.BufferedProtocol):
                 rpc.fail(_STOPPED)
         self.last_goaway()
 
+    def part(self) -> None:
+        """The client is to begin its next calls on another connection."""
+        if self.transport is not None and self.receiver.greeted and not self.receiver.stopped and not self.is_leaving:
+            self._upkeep.drain(self.engine.loop.time(), "the server is about to stop")
+
     def abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()

@@ -60,7 +60,7 @@ class Upkeep:
             case Due.ABORT:
                 connection.abort()
             case Due.DRAIN:
-                self._drain(now)
+                self.drain(now, "max_age")
             case Due.NOTHING:
                 pass
 
@@ -81,11 +81,13 @@ class Upkeep:
             elif rpc.is_slow(now):
                 rpc.fail(_TOO_SLOW)
 
-    def _drain(self, now: float) -> None:
+    def drain(self, now: float, reason: str) -> None:
         """No new calls, once the client has heard of it; the others may end."""
+        if self._draining_since is not None:
+            return
         self._draining_since = now
         sender = self._connection.sender
-        sender.control(frames.goaway(frames.MAX_31_BITS, frames.NO_ERROR, "max_age"))
+        sender.control(frames.goaway(frames.MAX_31_BITS, frames.NO_ERROR, reason))
         sender.control(frames.frame(frames.PING, 0, 0, _DRAINING))
 
     def _check_draining(self, elapsed_s: float) -> None:

@@ -1,5 +1,6 @@
 """What requests for a model version are refused with that does not serve at the moment."""
 
+from conch import refusals
 from conch.messages import Fault
 
 
@@ -9,6 +10,4 @@ def not_ready(name: str, version: int) -> Fault:
 
 
 def keeps_crashing(name: str, version: int) -> Fault:
-    return Fault(
-        "NotReady", f"model '{name}' version {version} keeps crashing and is started again after a pause; try again"
-    )
+    return Fault("NotReady", refusals.keeps_crashing(name, version))

@@ -1,5 +1,8 @@
-"""Triton's words for inputs whose bytes are wrong: the frontend looks at bytes that a client sends, the worker at those
-in a client's shared memory, and both say the same."""
+"""What more than one process refuses requests with, in the same words.
+
+Those for inputs whose bytes are wrong are Triton's: the frontend looks at bytes that a client sends, the worker at those
+in a client's shared memory.
+"""
 
 from conch.datatypes import BYTES_PREFIX_NBYTES
 from conch.tensors import BadBytes, Buffer, count
@@ -8,6 +11,11 @@ from conch.tensors import BadBytes, Buffer, count
 def refusal(client_id: str, text: str) -> str:
     """``text`` with the prefix that Triton's core puts before its reasons to refuse a request."""
     return f"[request id: {client_id or '<id_unknown>'}] {text}"
+
+
+def keeps_crashing(name: str, version: int) -> str:
+    """Of a model version whose workers die too often."""
+    return f"model '{name}' version {version} keeps crashing and is started again after a pause; try again"
 
 
 def wrong_elements(data: Buffer, elements: int, name: str, model: str) -> str:

@@ -11,6 +11,7 @@ from conch.datatypes import ITEM_SIZES
 from conch.errors import InvalidArgument, NotFound, NotReady
 from conch.messages import AskReady, ModelEntry, ModelTable, ServerState
 from conch.model_config import ModelConfig, ModelInput, decode_config
+from conch.refusals import keeps_crashing
 
 if TYPE_CHECKING:
     from conch.requester.shares import Share
@@ -206,9 +207,14 @@ class ModelTableView:
         if not versions:
             # in the repository but never loaded is unknown too, as in Triton
             return NotFound(f"Request for unknown model: '{name}' is not found")
+        crashing = [number for number, entry in versions.items() if _is_backed_off(entry)]
         if not version:
+            if crashing:
+                return NotReady(keeps_crashing(name, max(crashing)))
             return NotFound(f"Request for unknown model: '{name}' has no available versions")
         number = parse_version(version)
+        if number in crashing:
+            return NotReady(keeps_crashing(name, number))
         if number in versions:
             return NotReady(f"Request for unknown model: '{name}' version {number} is not at ready state")
         return NotFound(f"Request for unknown model: '{name}' version {number} is not found")
@@ -246,6 +252,11 @@ class ModelTableView:
         """What the repository index lists, by name and version. An entry with state UNKNOWN was never touched: only its
         name is shown."""
         return [entry for entry in self._entries if not ready_only or entry.state == "READY"]
+
+
+def _is_backed_off(entry: ModelEntry) -> bool:
+    """Loaded, but its workers die too often: it is started again after a pause."""
+    return entry.state == "UNAVAILABLE" and bool(entry.config)
 
 
 def _lets_server_be_ready(entry: ModelEntry) -> bool:

@@ -25,7 +25,8 @@ def config(name: str = "simple", **fields: Any) -> dict[str, Any]:
 
 def entry(name: str = "simple", version: int = 1, state: Any = "READY", reason: str = "", **fields: Any) -> ModelEntry:
     healthy = fields.pop("healthy", state == "READY")
-    text = json.dumps(config(name, **fields), separators=(",", ":"))
+    is_loaded = state != "UNAVAILABLE"  # unless it keeps crashing, which is a case of its own
+    text = json.dumps(config(name, **fields), separators=(",", ":")) if is_loaded else ""
     return ModelEntry(name, version, state, reason, healthy, text)
 
 

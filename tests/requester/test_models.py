@@ -30,6 +30,9 @@ TRITON_EXTENSIONS = [
 ]
 
 
+CRASHING = "model 'crashing' version 1 keeps crashing and is started again after a pause; try again"
+
+
 class TestLookup:
     def test_latest_ready_version(self) -> None:
         models = view(entry(version=1), entry(version=3), entry(version=20, state="LOADING"), entry(version=10))
@@ -46,14 +49,17 @@ class TestLookup:
             ("simple", "2", NotReady, "Request for unknown model: 'simple' version 2 is not at ready state"),
             ("loading", "", NotFound, "Request for unknown model: 'loading' has no available versions"),
             ("loading", "1", NotReady, "Request for unknown model: 'loading' version 1 is not at ready state"),
+            ("crashing", "", NotReady, CRASHING),
+            ("crashing", "1", NotReady, CRASHING),
             ("untouched", "", NotFound, "Request for unknown model: 'untouched' is not found"),
         ],
     )
     def test_absent(self, name: str, version: str, kind: type[Exception], text: str) -> None:
         models = view(
             entry(version=1),
-            entry(version=2, state="UNAVAILABLE", reason="unloaded"),
+            ModelEntry("simple", 2, "UNAVAILABLE", "unloaded", False),
             entry("loading", 1, state="LOADING"),
+            ModelEntry("crashing", 1, "UNAVAILABLE", "it keeps crashing", False, entry("crashing").config),
             ModelEntry("untouched", 0, "UNKNOWN", "", False),
         )
         with pytest.raises(kind) as raised:

@@ -54,6 +54,11 @@ def part(entry: Entry, index: int, **fields: object) -> Response:
     return Response(entry.request.id, entry.request.attempt, index, False, **fields)  # type: ignore[arg-type]
 
 
+def ended(entry: Entry, why: str) -> list[machine.Instruction]:
+    """What a loss leads to that is the end of a request."""
+    return [FreeInputs(entry), Fail(entry, Fault("WorkerDied", f"{CAUSE.message}; {why}"))]
+
+
 def lost(entry: Entry, worker: str = "w", alone: bool = False) -> Lost:
     return Lost(worker, (entry.request.id,), alone, CAUSE, (entry.request.attempt,))
 
@@ -138,7 +143,7 @@ class TestStreams:
         pending = welcomed()
         entry = submitted(pending)
         pending.response(part(entry, 0))
-        assert pending.lost(lost(entry), 1.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+        assert pending.lost(lost(entry), 1.0) == ended(entry, "the stream ends here, after 1 response")
 
     def test_inputs_that_a_model_still_reads_after_the_last_one(self) -> None:
         pending = welcomed()
@@ -161,7 +166,8 @@ class TestLost:
         pending = welcomed()
         entry = submitted(pending)
         pending.lost(lost(entry), 1.0)
-        assert pending.lost(lost(entry, alone=True), 2.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+        why = "the request was run 2 times and is not run again; the model's log has the details"
+        assert pending.lost(lost(entry, alone=True), 2.0) == ended(entry, why)
 
     def test_restarted_broker_gets_it_under_the_same_attempt(self) -> None:
         pending = welcomed()
@@ -174,16 +180,26 @@ class TestLost:
         entry = submitted(pending)
         for _ in range(machine.MAX_LOSSES):
             assert pending.lost(lost(entry, worker=""), 1.0) == [Send(entry.request)]
-        assert pending.lost(lost(entry, worker=""), 1.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+        why = f"the request was lost {machine.MAX_LOSSES + 1} times and is not tried again"
+        assert pending.lost(lost(entry, worker=""), 1.0) == ended(entry, why)
 
-    @pytest.mark.parametrize("why", ["sequence", "not idempotent", "responded"])
-    def test_is_answered_where_it_must_not_run_twice(self, why: str) -> None:
+    @pytest.mark.parametrize(
+        ("sequence", "idempotent", "responses", "why"),
+        [
+            (Sequence(5, True, False), True, 0, "its sequence is lost with it and has to be started again"),
+            (None, False, 0, "the request is not run again, because it may run only once"),
+            (None, True, 1, "the stream ends here, after 1 response"),
+            (None, True, 3, "the stream ends here, after 3 responses"),
+        ],
+    )
+    def test_is_answered_where_it_must_not_run_twice(
+        self, sequence: Sequence | None, idempotent: bool, responses: int, why: str
+    ) -> None:
         pending = welcomed()
-        sequence = Sequence(5, True, False) if why == "sequence" else None
-        entry = submitted(pending, idempotent=why != "not idempotent", sequence=sequence)
-        if why == "responded":
-            pending.response(Response(entry.request.id, 1, 0, False))
-        assert pending.lost(lost(entry), 1.0) == [FreeInputs(entry), Fail(entry, CAUSE)]
+        entry = submitted(pending, idempotent=idempotent, sequence=sequence)
+        for index in range(responses):
+            pending.response(part(entry, index))
+        assert pending.lost(lost(entry), 1.0) == ended(entry, why)
 
     def test_of_an_earlier_attempt_is_ignored(self) -> None:
         pending = welcomed()

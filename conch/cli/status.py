@@ -40,6 +40,8 @@ usage: conch status [--run-dir DIR | --http-port N] [--json] [--timeout-secs N]
 
 Without --run-dir and --http-port: the only server of yours that is running.
 """
+#: for how long an instance must have run one batch that this is worth saying
+_LONG_S = 1.0
 _PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -63,7 +65,8 @@ class ProcessRow(msgspec.Struct, frozen=True):
 
 
 class InstanceRow(msgspec.Struct, frozen=True):
-    """One model instance."""
+    """One model instance. ``busy_s``: how long it has run its present batch. ``retry_in_s``: in how long a backed-off one
+    is started again."""
 
     model: str
     version: int
@@ -74,6 +77,8 @@ class InstanceRow(msgspec.Struct, frozen=True):
     executions: int
     restarts: int
     last_error: str
+    busy_s: float
+    retry_in_s: float
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -106,7 +111,7 @@ def status(arguments: Sequence[str]) -> int:
     if wanted.as_json:
         print(msgspec.json.format(msgspec.json.encode(_named(report))).decode())
     else:
-        print(_tables(report), end="")
+        print(as_text(report), end="")
     if answer is None:
         print(f"conch status: the broker did not answer within {wanted.timeout_secs} s", file=sys.stderr)
         return 1
@@ -243,6 +248,8 @@ def _instance(found: InstanceStatus) -> InstanceRow:
         executions=found.executions,
         restarts=found.restarts,
         last_error=found.last_error,
+        busy_s=round(found.busy_s, 3),
+        retry_in_s=round(found.retry_in_s, 3),
     )
 
 
@@ -253,7 +260,8 @@ def _named(report: Report) -> Any:
     return data
 
 
-def _tables(report: Report) -> str:
+def as_text(report: Report) -> str:
+    """As tables."""
     text = f"server {report.server or 'unknown'}, run directory {report.run_dir}\n"
     text += draw(
         ("Process", "Pid", "State", "Memory", "In flight", "Restarts", "Last error"),
@@ -275,12 +283,21 @@ def _tables(report: Report) -> str:
     text += draw(
         ("Instance", "Version", "Pid", "State", "Memory", "Executions", "Restarts", "Last error"),
         [
-            (row.instance, _number(row.version), _number(row.pid), row.state, _mib(row.memory_nbytes),
+            (row.instance, _number(row.version), _number(row.pid), _state(row), _mib(row.memory_nbytes),
              str(row.executions), str(row.restarts), row.last_error)
             for row in report.instances
         ],
     )  # fmt: skip
     return text
+
+
+def _state(row: InstanceRow) -> str:
+    """``busy 12 s``: a model that hangs is busy for ever, while one that works is so anew with every batch."""
+    if row.state == "backed-off":
+        return f"backed-off, again in {row.retry_in_s:.0f} s"
+    if row.busy_s >= _LONG_S:
+        return f"busy {row.busy_s:.0f} s" if row.state == "busy" else f"{row.state}, busy {row.busy_s:.0f} s"
+    return row.state
 
 
 def _number(number: int) -> str:

@@ -57,11 +57,11 @@ class LogBounds:
                 nbytes = os.stat(path).st_size
             except OSError:
                 nbytes = 0
+            grown, elapsed_s = nbytes - log.nbytes, now - log.looked_at
             if nbytes > MAX_LOG_NBYTES:
                 self._shorten(path, log, now)
                 nbytes = 0
-            elapsed_s = now - log.looked_at
-            log.next_look = now + next_look_s(nbytes, log.nbytes, elapsed_s, MAX_LOG_NBYTES, SOONEST_LOOK_S, LOOK_S)
+            log.next_look = now + next_look_s(nbytes, nbytes - grown, elapsed_s, MAX_LOG_NBYTES, SOONEST_LOOK_S, LOOK_S)
             log.nbytes, log.looked_at = nbytes, now
 
     def close(self) -> None:

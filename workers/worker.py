@@ -30,7 +30,7 @@ from conch.run_dir import RunDir
 from conch.settings import Settings
 from shm.arena import Arena
 from shm.leases import LeasedArena
-from workers import debugging, endings, worker_file
+from workers import debugging, endings, output, worker_file
 from workers.asking import Asker
 from workers.backends.base import Backend, Instance, LoadError, backend_class
 from workers.batch import BatchRunner
@@ -61,13 +61,7 @@ def enter(spawn: Spawn, settings: Settings) -> None:
     endings.get_ready()
     keep_freed_memory()
     run_dir = RunDir(settings.run_dir)
-    log = os.open(run_dir.model_log(spawn.model), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    log_offset = os.fstat(log).st_size
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    log_offset = output.redirect(run_dir.model_log(spawn.model))
     with contextlib.suppress(OSError), open("/proc/self/comm", "wb") as comm:
         comm.write(spawn.instance_name.encode()[:_COMM_NBYTES])
     worker_file.write_own(spawn, log_offset, run_dir)

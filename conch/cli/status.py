@@ -65,8 +65,8 @@ class ProcessRow(msgspec.Struct, frozen=True):
 
 
 class InstanceRow(msgspec.Struct, frozen=True):
-    """One model instance. ``busy_s``: how long it has run its present batch. ``retry_in_s``: in how long a backed-off one
-    is started again."""
+    """One model instance. ``busy_s``: how long it has run its present batch. ``retry_in_s``: in how long a backed-off
+    one is started again."""
 
     model: str
     version: int

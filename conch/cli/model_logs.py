@@ -67,12 +67,21 @@ def former_run_dir(http_port: int) -> RunDir | None:
 
 def _show(path: Path, count: int, follow: bool) -> None:
     follower = Follower(path)
-    with path.open("rb") as file:
-        last = deque(file, maxlen=count)
-    _print(line.removesuffix(b"\n") for line in last)
+    _print(line.removesuffix(b"\n") for line in _last(path, count))
     while follow:
         time.sleep(_LOOK_S)
         _print(follower.lines())
+
+
+def _last(path: Path, count: int) -> list[bytes]:
+    """Lines of the log, and of the one before if it has just been begun."""
+    with path.open("rb") as file:
+        last = deque(file, maxlen=count)
+    former = path.with_name(f"{path.name}.1")
+    if len(last) == count or not former.is_file():
+        return list(last)
+    with former.open("rb") as file:
+        return [*deque(file, maxlen=count - len(last)), *last]
 
 
 def _print(lines: Iterable[bytes]) -> None:

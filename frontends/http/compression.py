@@ -122,6 +122,11 @@ class _Decompression(Pending):
     def _decompressed(self, task: "asyncio.Future[Body]") -> None:
         if task.cancelled():
             return
+        failure = task.exception()
+        if failure is not None:
+            # not raised here: its traceback and the task would hold each other, and with them the body
+            self.on_reply(reply_to(failure))
+            return
         try:
             reply = self._answer(task.result())
         except Exception as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from broker.repository import Host, complete
+from conch.messages import Fault
 from tests.broker.repository.models import TENSORS, found, refused, repository, write_model
 
 #: reasons found when the configuration is read: a load call answers "failed to poll"
@@ -256,3 +257,24 @@ def test_a_completion_may_not_change_anything_else(tmp_path: Path) -> None:
     snapshot = found(repository(tmp_path / "models").poll("m"))
     text = complete(snapshot, snapshot.config_json.replace('"v"', '"w"').replace('"count":1', '"count":99'))
     assert text == snapshot.config_json
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("EXECUTION_TIMEOUT_S", "soon", "parameter EXECUTION_TIMEOUT_S must be seconds, more than 0, not 'soon' for m"),
+        ("EXECUTION_TIMEOUT_S", "0", "parameter EXECUTION_TIMEOUT_S must be seconds, more than 0, not '0' for m"),
+        ("MEMORY_LIMIT_MIB", "1.5", "parameter MEMORY_LIMIT_MIB must be a whole number of MiB, not '1.5' for m"),
+        ("MEMORY_LIMIT_MIB", "-1", "parameter MEMORY_LIMIT_MIB must be a whole number of MiB, not '-1' for m"),
+        ("IDEMPOTENT", "maybe", "parameter IDEMPOTENT must be true or false, not 'maybe' for m"),
+        ("IDEMPOTENT", "False", ""),
+        ("EXECUTION_TIMEOUT_S", "0.5", ""),
+        ("MEMORY_LIMIT_MIB", "512", ""),
+    ],
+)
+def test_parameters(key: str, value: str, reason: str, tmp_path: Path) -> None:
+    """The model is found, and its load fails."""
+    extra = f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+    write_model(tmp_path / "models", "m", f'backend: "python" {TENSORS} {extra}')
+    fault = found(repository(tmp_path / "models").poll("m")).fault
+    assert fault == (Fault("InvalidArgument", reason) if reason else None)

@@ -10,6 +10,7 @@ from conch.channels import BadMessage, ChannelClosed
 from conch.channels.data import DataChannel
 from conch.channels.seqpacket import listen
 from conch.messages import PROTOCOL_VERSION, Batch, Cancel, Closed, DataLink, Done, Ready, Request, ToBrokerData
+from conch.repeated import Repeated
 from conch.run_dir import RunDir
 
 logger = logging.getLogger("conch.broker.links")
@@ -33,6 +34,7 @@ class DataLinks:
         self._names: dict[int, str] = {}
         self._by_name: dict[str, Channel] = {}
         self.resume_at: float | None = None
+        self._dropped = Repeated()
         #: called with the id of a peer whose connection is dropped because of what it sent
         self.on_broken: Callable[[str], None] | None = None
         poll.register(self._listener.fileno(), select.EPOLLIN)
@@ -70,7 +72,8 @@ class DataLinks:
                 self._drop(descriptor)
                 return
             except BadMessage as error:
-                logger.error("dropped a data connection: %s", error)
+                if self._dropped.is_told():
+                    logger.error("dropped a data connection, the %s. so far: %s", self._dropped.count, error)
                 name = self._names.get(descriptor)
                 self._drop(descriptor)
                 if name is not None and self.on_broken is not None:

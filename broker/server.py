@@ -28,6 +28,7 @@ from conch.channels.seqpacket import MessageTooLong
 from conch.channels.zeromq import RouterChannel
 from conch.messages import Batch, Died, Fault, LauncherHello, RequesterHello, ToBroker
 from conch.process import StopSignals, keep_what_is_there, log_settings, set_logging
+from conch.repeated import Repeated
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
 from shm.sweep import sweep
@@ -92,7 +93,8 @@ class Server:
         self._channel: RouterChannel[Any, ToBroker] = RouterChannel(self._context, run_dir.broker_socket, ToBroker)
         self._watched: dict[int, bytes] = {}
         self._pidfds: dict[bytes, tuple[int, int]] = {}
-        self._unreadable = 0
+        self._unreadable = Repeated()
+        self._unhandled = Repeated()
         self._exit_by: float | None = None
         self._killed = False
         self._signals = 0
@@ -152,9 +154,8 @@ class Server:
                 peer, message = received
                 self._handle(peer, message, now)
             except BadMessage as error:
-                self._unreadable += 1
-                if self._unreadable == 1 or self._unreadable % 1000 == 0:
-                    logger.error("dropped an unreadable message, the %s. so far: %s", self._unreadable, error)
+                if self._unreadable.is_told():
+                    logger.error("dropped an unreadable message, the %s. so far: %s", self._unreadable.count, error)
         self._router_due = True
 
     def _handle(self, peer: bytes, message: ToBroker, now: float) -> None:
@@ -165,7 +166,7 @@ class Server:
                     self._hear(descriptor)
             self._exchange.receive(peer, message, now)
         except Exception:  # one peer's message must not end the broker
-            logger.exception("a message could not be handled")
+            self._tell_of_unhandled()
             self._exchange.failed(peer, message)
 
     def _wait(self, may_sleep: bool) -> None:
@@ -201,7 +202,11 @@ class Server:
             try:
                 self._exchange.receive_data(name, message, now)
             except Exception:  # one peer's message must not end the broker
-                logger.exception("a message could not be handled")
+                self._tell_of_unhandled()
+
+    def _tell_of_unhandled(self) -> None:
+        if self._unhandled.is_told():
+            logger.exception("a message could not be handled, the %s. so far", self._unhandled.count)
 
     def _look_at_signals(self, now: float) -> None:
         signals = self._stop.take()

@@ -59,7 +59,7 @@ class RunDir:
     def model_log(self, model: str) -> Path:
         """Where a model's output goes. A model's name may hold characters that a file's must not."""
         name = "".join(character if character.isalnum() or character in "-_." else "_" for character in model)
-        return self.model_logs / f"{name.lstrip('.') or '_'}.log"
+        return self.model_logs / f"{name.lstrip('.-') or '_'}.log"
 
     def debug_socket(self, model: str) -> Path:
         import hashlib  # it loads OpenSSL, and few processes need it

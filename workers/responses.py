@@ -30,6 +30,7 @@ from conch.messages import (
     Window,
     WorkerToRequester,
 )
+from conch.repeated import Repeated
 from conch.run_dir import RunDir
 from shm.base import BadReference
 from shm.client_regions import ClientRegions, ClientWindow, OpenRegions
@@ -77,6 +78,7 @@ class Connections:
         self._regions: dict[str, ClientRegions] = {}
         self._open_regions = OpenRegions()
         self._looks = 0
+        self._broken = Repeated()
         self.lends_inputs = False
         self.streams: dict[tuple[str, int], Flow] = {}
         outputs.arena.on_segment_added = self._announce
@@ -165,7 +167,8 @@ class Connections:
             self._disconnect(requester)
             return False
         except (BadMessage, BadReference) as error:
-            logger.error("requester %s sent what cannot be used: %s", requester, error)
+            if self._broken.is_told():
+                logger.error("requester %s sent what cannot be used: %s", requester, error)
             self._disconnect(requester)
             return False
         return True

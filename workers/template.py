@@ -23,7 +23,7 @@ import msgspec
 from conch import process
 from conch.channels.seqpacket import MAX_MESSAGE_NBYTES
 from conch.messages import Spawn
-from conch.settings import Settings
+from conch.settings import Settings, withhold_secrets
 from workers import birth
 from workers.backends.base import backend_class
 
@@ -36,6 +36,7 @@ _decode = msgspec.msgpack.Decoder(Spawn).decode
 
 def main() -> None:
     settings = Settings.from_environ()
+    withhold_secrets()
     process.begin(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides when this process ends
     launcher = socket.socket(fileno=int(sys.argv[1]))

@@ -55,7 +55,8 @@ def readable(line: bytes) -> list[bytes]:
     except ValueError:
         message = None
     if match is None or not isinstance(message, str):
-        return [line]
+        # of what came before a carriage return, a terminal would show nothing either
+        return [_shown(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"))]
     first, *others = message.rstrip("\n").split("\n")
     return [match[1] + _shown(first), *(b"    " + _shown(other) for other in others)]
 

@@ -6,6 +6,7 @@ together once, into buffers that are used again.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -256,7 +257,7 @@ class Backend(BaseBackend):
 
     def _buffer(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         """Memory for an assembled input, warm from the last batch. No run keeps it."""
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > _MOST_KEPT_NBYTES:
             return np.empty(shape, dtype)
         buffer = self._buffers.get(name)

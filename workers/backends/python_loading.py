@@ -96,7 +96,7 @@ class ModelCode:
         if isinstance(error, SyntaxError):
             file = os.path.basename(error.filename or "")
             return f"{type(error).__name__}: {error.msg} ({file}, line {error.lineno})"
-        text = f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__}: <EMPTY MESSAGE>"
+        text = f"{type(error).__name__}: {self._without_folders(str(error)) or '<EMPTY MESSAGE>'}"
         folders = tuple(os.path.join(folder, "") for folder in self._folders())
         frames = [
             f"  {self.shown(frame.filename)}({frame.lineno}): {frame.name}"
@@ -116,6 +116,12 @@ class ModelCode:
             if file.startswith(inside):
                 return f"{name}/{file[len(inside) :]}"
         return os.path.basename(file)
+
+    def _without_folders(self, text: str) -> str:
+        """With paths, such as those in the text of an ``OSError``, as ``shown`` has them."""
+        for folder, name in self._folders().items():
+            text = text.replace(folder, name)
+        return text
 
     def _folders(self) -> dict[str, str]:
         """Those that hold the model's code, inner ones first, and what they are called."""

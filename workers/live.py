@@ -18,6 +18,10 @@ OUTPUT_TAIL_NBYTES = 2048
 _LOGGED = re.compile(rb"(?:[EWI]\d{4} \S+|\S+Z [EWI]) (?P<pid>\d+) ")
 #: how the dump of Python's fault handler begins
 _FAULT = b"Fatal Python error: "
+#: and how the part about the thread that crashed does
+_STACK = b"Current thread 0x"
+#: as much as a dump may take
+_CRASH_NBYTES = 32768
 _ENDS_OF_ABORT = (signal.SIGABRT, *(number for _, number in AFTER_ABORT))
 
 
@@ -25,7 +29,7 @@ _ENDS_OF_ABORT = (signal.SIGABRT, *(number for _, number in AFTER_ABORT))
 class LiveProcess:
     """``adopted``: a former launcher's child, so that its exit status is not ours to see. ``alone_from``: from there
     on, unless there is one now, no other process of the model has written to its log. ``reason``: what it is killed
-    for. ``signals``: what it gets and when, unless it has ended by then."""
+    for. ``aborted``: it was told to show what it does; ``signals`` it then gets and when, unless it has ended."""
 
     file: WorkerFile
     descriptor: int
@@ -34,6 +38,7 @@ class LiveProcess:
     killed: bool = False
     alone_from: int = 0
     reason: str = ""
+    aborted: bool = False
     signals: list[tuple[float, int]] = field(default_factory=list)
 
     def kill(self, reason: str = "") -> None:
@@ -46,7 +51,7 @@ class LiveProcess:
         """It shows what it is doing, and ends."""
         if self.killed:
             return
-        self.killed = True
+        self.killed = self.aborted = True
         self.reason = reason
         self.signals += [(now + after_s, number) for after_s, number in AFTER_ABORT]
         self._signal(signal.SIGABRT)
@@ -93,7 +98,7 @@ class LiveProcess:
         os.close(self.descriptor)
         with contextlib.suppress(OSError):
             self.run_dir.worker_file(self.file.worker).unlink()
-        tail = self._output_tail(alone, signal_number is not None)
+        tail = self._output_tail(alone, self.aborted or signal_number not in (None, signal.SIGKILL))
         obeyed = exit_code is None and signal_number in (None, *_ENDS_OF_ABORT)
         return Died(self.file.worker, pid, exit_code, signal_number, tail, self.reason if obeyed else "")
 
@@ -104,21 +109,32 @@ class LiveProcess:
 
     def _output_tail(self, alone: bool, crashed: bool) -> str:
         """Whole lines, as far as there are any. Of what others may have written, only what is certainly its own."""
+        wanted = _CRASH_NBYTES if crashed else OUTPUT_TAIL_NBYTES
         try:
             with open(self.run_dir.model_log(self.file.model), "rb") as log:
                 size = log.seek(0, os.SEEK_END)
                 # what is beyond the end is of before the log was cut, see ``workers.log_bounds``
                 offset, alone_from = (each if each <= size else 0 for each in (self.file.log_offset, self.alone_from))
-                start = log.seek(max(offset, size - OUTPUT_TAIL_NBYTES))
-                data = log.read(OUTPUT_TAIL_NBYTES)
+                start = log.seek(max(offset, size - wanted))
+                data = log.read(wanted)
         except OSError:
             return ""
         others = max(0, alone_from - start) if alone else len(data)
         shared, own = data[:others], data[others:]
-        tail = _certain(shared, self.file.pid, crashed) + own
-        if start > offset and not shared:
-            tail = tail[tail.find(b"\n", 0, -1) + 1 :]
-        return tail.decode(errors="replace")
+        return _end_of(_certain(shared, self.file.pid, crashed) + own, start > offset and not shared)
+
+
+def _end_of(output: bytes, is_cut: bool) -> str:
+    """Where it crashed, if the end does not show that: modules are listed after a stack, and stacks are long.
+    ``is_cut``: it begins somewhere in a line."""
+    end = output[-OUTPUT_TAIL_NBYTES:]
+    stack = output.rfind(_STACK)
+    if stack >= 0 and _STACK not in end:
+        end = output[stack : stack + OUTPUT_TAIL_NBYTES]
+        end = end[: end.rfind(b"\n") + 1] or end
+    elif is_cut or len(output) > len(end):
+        end = end[end.find(b"\n", 0, -1) + 1 :]
+    return end.decode(errors="replace")
 
 
 def _certain(output: bytes, pid: int, crashed: bool) -> bytes:

@@ -43,6 +43,16 @@ def test_a_worker_that_hangs_shows_where(stage: Stage) -> None:
     assert stage.model_log("hangs").count("most recent call first") >= 2, "all threads"
 
 
+def test_where_a_worker_hangs_is_told_however_long_the_stack_is(stage: Stage) -> None:
+    deep = "def deeper(number):\n    return deeper(number - 1) if number else ctypes.PyDLL(None).sleep(1_000_000)\n"
+    code = f"import ctypes\n{deep}print('hangs')\nresponse = deeper(90)"
+    worker = execute(stage, "deep", code)
+    stage.broker.to_launcher(Kill(worker, REASON))
+    tail = died(stage, worker).output_tail
+    assert re.search(r"^Current thread [^\n]*\n  File [^\n]* in deeper\n", tail)
+    assert len(tail) <= 2048 and tail.endswith(" in deeper\n")
+
+
 def test_a_worker_whose_model_has_taken_the_signal_shows_where(stage: Stage) -> None:
     worker = execute(stage, "takes", f"import signal\nsignal.signal(signal.SIGABRT, signal.SIG_IGN){HANGS_IN_C}")
     stage.broker.to_launcher(Kill(worker, REASON))

@@ -1,9 +1,14 @@
 """Ports of the protocols: taken before there is anything to serve, so that a port in use is known at once."""
 
 import errno
+import resource
 import socket
+from typing import Final
 
 from conch.errors import Unavailable
+
+#: descriptors for everything that is not a client's connection: workers, segments, sockets, logs
+_RESERVED_DESCRIPTORS: Final = 512
 
 
 def bind(address: str, port: int, reuse_port: bool) -> socket.socket:
@@ -38,6 +43,14 @@ def listen(listener: socket.socket) -> None:
     except OSError as error:
         address, port = listener.getsockname()[:2]
         raise _cannot_listen(address, port, error) from error
+
+
+def most_connections(wanted: int) -> int:
+    """How many clients' connections a frontend may have open: ``wanted``, if there are descriptors for so many."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return wanted
+    return min(wanted, max(descriptors - _RESERVED_DESCRIPTORS, descriptors // 2))
 
 
 def _cannot_listen(address: str, port: int, error: OSError) -> Unavailable:

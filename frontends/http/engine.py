@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from conch.seldom import Seldom
+from frontends.accepting import Acceptor
 from frontends.http.buffers import BodyBuffers
 from frontends.http.exchange import Application, Request
 from frontends.http.header_reader import HeaderReader
@@ -19,9 +21,11 @@ logger = logging.getLogger("conch.frontends.http.engine")
 
 #: how often time limits are looked at; they are exact to this
 SWEEP_INTERVAL_SECONDS: Final = 0.5
-_BACKLOG: Final = 1024
-#: until a handshake is complete there is no connection that could be swept
-_HANDSHAKE_SECONDS: Final = 10.0
+_REFUSAL_BODY: Final = b'{"error":"the server has no descriptor left for a connection; try again later"}'
+_REFUSAL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_REFUSAL_BODY), _REFUSAL_BODY)
+)
 #: what clients have sent until the port is closed is read in this time
 _LAST_REQUESTS_SECONDS: Final = 0.25
 
@@ -82,26 +86,15 @@ class Engine:
         self.draining = False
         #: one buffer for everybody: what is read into it is consumed before the next read
         self.receive_buffer = memoryview(bytearray(65536))
-        self._servers: list[asyncio.Server] = []
-        #: those without TLS
-        self._listeners: list[socket.socket] = []
+        self._acceptors: list[Acceptor] = []
         self._empty = asyncio.Event()
         self._empty.set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._crowded = Seldom()
 
     async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Accepts connections from a bound socket, which the engine owns from now on."""
-        server = await self.loop.create_server(
-            lambda: Connection(self),
-            sock=listener,
-            backlog=_BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else _HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=None if tls is None else _HANDSHAKE_SECONDS,
-        )
-        self._servers.append(server)
-        if tls is None:
-            self._listeners.append(listener)
+        self._acceptors.append(Acceptor(listener, lambda: Connection(self), tls, _REFUSAL))
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP_INTERVAL_SECONDS, self._sweep)
 
@@ -109,7 +102,11 @@ class Engine:
         """False if there are too many connections already."""
         self.connections.add(connection)
         self._empty.clear()
-        return len(self.connections) <= self.limits.connections
+        if len(self.connections) <= self.limits.connections:
+            return True
+        if self._crowded.is_told(self.now):
+            logger.warning("%s connections are open, which is the most: more are refused", self.limits.connections)
+        return False
 
     def discard(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -136,9 +133,8 @@ class Engine:
         """
         deadline = self.loop.time() + timeout_seconds
         self.part()
-        await self._accept_the_last()
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            await acceptor.finish()
         await self._emptied(min(_LAST_REQUESTS_SECONDS, timeout_seconds))
         self.draining = True
         for connection in list(self.connections):
@@ -147,16 +143,6 @@ class Engine:
         finished = not self.connections
         await self.close()
         return finished
-
-    async def _accept_the_last(self) -> None:
-        """Those that the kernel has accepted already: it would reset them. During a TLS handshake nobody has sent a
-        request yet."""
-        for listener in self._listeners:
-            with contextlib.suppress(OSError):  # there are no more
-                while True:
-                    accepted, _ = listener.accept()
-                    await self.loop.connect_accepted_socket(lambda: Connection(self), accepted)
-        self._listeners.clear()
 
     async def _emptied(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -167,9 +153,9 @@ class Engine:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
         for connection in list(self.connections):
             connection.abort()
         await self._empty.wait()

@@ -77,7 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         self._transport = transport
         if not self._engine.add(self):
-            self._reader.refuse(error_reply(503, "too many connections", RETRY_AFTER))
+            self._reader.refuse(error_reply(503, "too many connections; try again later", RETRY_AFTER))
             transport.close()  # without lingering, or the cap would not be one
         elif self._engine.draining:
             transport.close()

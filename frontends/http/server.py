@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 
 from conch.process import keep_what_is_there
 from conch.requester.requester import Requester
@@ -11,13 +10,10 @@ from conch.settings import Settings
 from conch.tls import server_context
 from frontends.http.application import HttpApplication
 from frontends.http.engine import Engine, Limits
-from frontends.listening import bind, listen
+from frontends.listening import bind, listen, most_connections
 from frontends.running import Life, first, run
 
 logger = logging.getLogger("conch.frontends.http.server")
-
-#: descriptors for everything that is not a client's connection: workers, segments, sockets, logs
-_RESERVED_DESCRIPTORS = 512
 
 
 async def serve(settings: Settings) -> bool:
@@ -75,10 +71,9 @@ async def _drain(engine: Engine, timeout_seconds: float, hurry: asyncio.Event) -
 
 
 def _limits(settings: Settings) -> Limits:
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     defaults = Limits()
     return Limits(
-        connections=max(1, min(defaults.connections, descriptors - _RESERVED_DESCRIPTORS)),
+        connections=most_connections(defaults.connections),
         body_nbytes=min(defaults.body_nbytes, settings.frontend_arena_nbytes),
         buffered_nbytes=settings.frontend_arena_nbytes,
         unsent_nbytes=settings.frontend_arena_nbytes // 4,

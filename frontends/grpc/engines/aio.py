@@ -16,6 +16,8 @@ from conch.settings import Settings
 from conch.tls import server_context
 from frontends.grpc.errors import CANCELLED, INTERNAL
 from frontends.grpc.exchange import Application, Call, Failure, Metadata, Pending, Reply
+from frontends.grpc.http2.limits import Limits
+from frontends.listening import most_connections
 
 logger = logging.getLogger("conch.frontends.grpc.engines.aio")
 
@@ -199,6 +201,7 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_request_nbytes(settings)),
         ("grpc.max_send_message_length", _MAX_MESSAGE_NBYTES),
         ("grpc.max_concurrent_streams", settings.max_inflight),
+        ("grpc.max_allowed_incoming_connections", most_connections(Limits().connections)),
         ("grpc.keepalive_time_ms", settings.grpc_keepalive_time),
         ("grpc.keepalive_timeout_ms", settings.grpc_keepalive_timeout),
         ("grpc.keepalive_permit_without_calls", int(settings.grpc_keepalive_permit_without_calls)),

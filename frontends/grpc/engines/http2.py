@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Final
 
+from conch.seldom import Seldom
 from conch.settings import Settings
 from conch.tls import server_context
+from frontends.accepting import Acceptor
 from frontends.grpc.exchange import Application
 from frontends.grpc.http2.connection import Connection
 from frontends.grpc.http2.frames import HEADER_NBYTES
@@ -25,9 +27,6 @@ logger = logging.getLogger("conch.frontends.grpc.engines.http2")
 _SWEEP_SECONDS: Final = 0.5
 #: the same for calls' deadlines, while there are any
 _DEADLINE_SECONDS: Final = 0.05
-_BACKLOG: Final = 1024
-#: until a handshake is complete there is no connection that could be swept
-_HANDSHAKE_SECONDS: Final = 10.0
 _RECEIVE_NBYTES: Final = 65536
 _THREADS: Final = 2
 #: levels as Triton's flag has them, and what gRPC makes of them
@@ -57,7 +56,8 @@ class Http2Engine:
         self._empty = asyncio.Event()
         self._empty.set()
         self._tls = server_context(settings, "grpc")
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
+        self._crowded = Seldom()
         self._sweeper: asyncio.TimerHandle | None = None
         #: calls with a deadline that wait for their answers
         self._watched: set[Rpc] = set()
@@ -67,15 +67,7 @@ class Http2Engine:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         listen(listener)
-        seconds = None if self._tls is None else _HANDSHAKE_SECONDS
-        self._server = await self.loop.create_server(
-            lambda: Connection(self),
-            sock=listener,
-            backlog=_BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=seconds,
-            ssl_shutdown_timeout=seconds,
-        )
+        self._acceptor = Acceptor(listener, lambda: Connection(self), self._tls)
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def part(self) -> None:
@@ -83,9 +75,9 @@ class Http2Engine:
             connection.part()
 
     async def close(self, grace_s: float) -> None:
-        if self._server is None:
+        if self._acceptor is None:
             return
-        self._server.close()
+        self._acceptor.close()
         for connection in list(self.connections):
             connection.finish()
         if grace_s:
@@ -112,7 +104,11 @@ class Http2Engine:
         """False if there are too many already."""
         self.connections.add(connection)
         self._empty.clear()
-        return len(self.connections) <= self.limits.connections
+        if len(self.connections) <= self.limits.connections:
+            return True
+        if self._crowded.is_told(self.now):
+            logger.warning("%s connections are open, which is the most: more are refused", self.limits.connections)
+        return False
 
     def discard(self, connection: Connection) -> None:
         self.connections.discard(connection)

@@ -63,6 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         limits = self.engine.limits
         self.sender = Sender(transport, limits)
         if not self.engine.add(self):
+            # without a word: after SETTINGS and GOAWAY, gRPC's clients connect again at once, and again
             transport.abort()
             return
         settings = {

@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from conch.settings import Settings
+from frontends.listening import most_connections
 
 _MAX_MESSAGE_NBYTES: Final = (1 << 31) - 1
 #: pings beyond ``max_pings_without_data`` come no faster than this
@@ -68,7 +69,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 def limits_of(settings: Settings) -> Limits:
+    defaults = Limits()
     return Limits(
+        connections=most_connections(defaults.connections),
         message_nbytes=min(_MAX_MESSAGE_NBYTES, settings.frontend_arena_nbytes),
         buffered_nbytes=settings.frontend_arena_nbytes,
         streams=min(settings.max_inflight, 1024),

@@ -6,6 +6,7 @@ import logging
 import random
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from conch.settings import Settings
@@ -233,6 +234,24 @@ async def test_old_connections_end_when_their_calls_have() -> None:
         assert last == [frames.MAX_31_BITS, 1]
 
 
+async def test_clients_are_asked_to_part() -> None:
+    """They begin no more calls on their connections, and those that they have are finished."""
+    async with Limited(keepalive_timeout_seconds=0.1) as limited:
+        asking = asyncio.create_task(said(limited, PREFACE + frame(1, 4, 1, headers("Hold")) + message(1, b"")))
+        held = await limited.application.held.get()
+        (connection,) = limited.engine.connections
+        limited.engine.part()
+        limited.engine.part()
+        async with asyncio.timeout(10):
+            while not connection.is_leaving:  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(0.01)
+        held.answer(b"done")
+        found = await asking
+        assert [payload for _, _, payload in found[frames.DATA]] == [b"\0\0\0\0\4done"]
+        last = [int.from_bytes(payload[:4], "big") for _, _, payload in found[frames.GOAWAY]]
+        assert last == [frames.MAX_31_BITS, 1]
+
+
 async def test_old_connections_end_anyway() -> None:
     async with Limited(age_seconds=0.1, age_grace_seconds=0.1) as limited:
         found = await said(limited, PREFACE + frame(1, 4, 1, headers("Hold")) + message(1, b""))
@@ -305,6 +324,11 @@ async def test_clients_that_never_read_what_they_ask_for() -> None:
 async def test_more_connections_than_allowed() -> None:
     async with connected(connections=1) as (limited, peer):
         assert frames.SETTINGS not in await said(limited, PREFACE)
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{limited.port}")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/test.Echo/Say")(b"on", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await channel.close()
         assert (await peer.ask("Say", b"on")).payload == b"on"
 
 

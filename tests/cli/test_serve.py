@@ -195,13 +195,42 @@ def test_sigterm_stops_with_zero_and_leaves_nothing(repository: Path, run_dir: P
     assert not server.ready()
 
 
-def test_ctrl_c_is_a_graceful_stop(repository: Path, run_dir: Path) -> None:
-    server = Server([repository], run_dir)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_person_s_stop_is_graceful_and_not_delayed(repository: Path, run_dir: Path, number: signal.Signals) -> None:
+    server = Server([repository], run_dir, ["--drain-delay-secs=60"])
     try:
         server.start()
         assert server.process is not None
-        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(number)
         assert server.wait(15) == 0, server.report()
+        assert not server.leftovers()
+    finally:
+        server.kill_everything()
+    assert "Signal received. Waiting up to 30 s for requests to finish" in server.output
+
+
+def test_nohup_and_a_reader_that_is_gone(repository: Path, run_dir: Path) -> None:
+    """It serves on, whatever happens to the terminal, and stops as ever."""
+    server = Server([repository], run_dir, ["--log-verbose=1"])
+    try:
+        server.process = subprocess.Popen(
+            ["nohup", *server.command()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)},
+        )
+        assert server.process.stdout is not None
+        assert server.process.stdout.readline()
+        server.process.stdout.close()
+        wait_until(server.ready, server)
+        server.process.send_signal(signal.SIGHUP)
+        os.kill(server.program_pid("http"), signal.SIGKILL)  # there is something to be shown
+        wait_until(lambda: not server.ready(), server)
+        wait_until(server.ready, server)
+        server.process.terminate()
+        assert server.process.wait(15) == 0, server.report()
+        assert not server.leftovers()
     finally:
         server.kill_everything()
 

@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], bool], server: Server) -> None:
 
 def test_it_runs_the_same_thing(repository: Path, run_dir: Path) -> None:
     path = run_dir / "made" / "by" / "it"
-    environ = variables(path, free_port(), MODEL_REPOSITORY=str(repository))
+    environ = variables(path, free_port(), MODEL_REPOSITORY=str(repository), DRAIN_DELAY_SECS="60")
     server = start(repository, path, {**environ, "PATH": "/usr/bin:/bin"})
     assert server.process is not None
     pid = server.process.pid
@@ -71,7 +71,8 @@ def test_it_runs_the_same_thing(repository: Path, run_dir: Path) -> None:
         )
         assert second.returncode == 1 and f"pid {pid}" in second.stderr
         assert (path / "supervisord.pid").read_text().strip() == str(pid)
-        assert server.stop() == 0
+        server.process.send_signal(signal.SIGINT)  # Ctrl-C, which does without the delay
+        assert server.wait(20) == 0
         assert not server.leftovers()
         # as root supervisord can delete whatever its configuration names
         assert not (path / "supervisord.pid").exists()

@@ -17,7 +17,7 @@ from conch.messages import (
 )
 from frontends.grpc.health import CHECK
 from frontends.metadata import server_metadata
-from tests.frontends.grpc.support import Frontend, Refused, pb, refusal
+from tests.frontends.grpc.support import Frontend, Refused, pb, refusal, simple_request
 from tests.frontends.http.support import MODELS, table
 
 NO_REPOSITORY = ("UNIMPLEMENTED", "'repository_name' specification is not supported")
@@ -50,6 +50,16 @@ def test_a_server_that_is_not_ready() -> None:
         assert not frontend.call("ServerLive").live
         assert not frontend.call("ServerReady").ready
         assert not frontend.call("ModelReady", pb.ModelReadyRequest(name="broken")).ready
+
+
+def test_a_server_that_is_leaving() -> None:
+    with Frontend() as frontend:
+        frontend.application.traffic.leaving = True
+        assert frontend.call("ServerLive").live
+        assert not frontend.call("ServerReady").ready
+        assert frontend.raw(CHECK, b"") == b"\x08\x02"
+        assert not frontend.call("ModelReady", pb.ModelReadyRequest(name="simple")).ready
+        assert frontend.call("ModelInfer", simple_request()).model_name == "simple"
 
 
 def test_without_strict_readiness() -> None:

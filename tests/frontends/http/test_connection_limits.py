@@ -169,6 +169,59 @@ def test_drain() -> None:
         assert drained.result(5) is True
 
 
+def test_clients_are_asked_to_part() -> None:
+    """By their next answers; what they have pipelined is answered first."""
+    with Frontend() as frontend, frontend.connect() as idle, frontend.connect() as pipelining:
+        idle.sendall(post())
+        assert "connection" not in read_response(idle)[1]
+        pipelining.sendall(post(HELD, b"/v2/models/held/infer") + post())
+        wait_until(lambda: len(frontend.requester.held) == 1)
+        frontend.do(frontend.engine.part)
+        frontend.do(frontend.requester.finish_held)
+        buffered = bytearray()
+        assert "connection" not in read_response(pipelining, buffered)[1]
+        status, headers, _ = read_response(pipelining, buffered)
+        assert (status, headers["connection"]) == (200, "close")
+        assert closed(pipelining)
+        idle.sendall(post())
+        assert read_response(idle)[1]["connection"] == "close"
+        assert closed(idle)
+        with frontend.connect() as another:
+            another.sendall(post())
+            assert read_response(another)[0] == 200
+
+
+def test_drain_answers_what_was_sent_before() -> None:
+    """Although nobody has read it yet, nor accepted the connection."""
+    with Frontend() as frontend, frontend.connect() as idle, frontend.connect() as pipelining:
+        for connection in (idle, pipelining):
+            connection.sendall(post())
+            assert read_response(connection)[0] == 200
+        pipelining.sendall(post(HELD, b"/v2/models/held/infer") + post() + post())
+        wait_until(lambda: len(frontend.requester.held) == 1)
+        new: list[socket.socket] = []
+
+        async def send_and_drain() -> bool:
+            for _ in range(3):
+                new.append(frontend.connect())
+            for connection in (idle, *new):
+                connection.sendall(post())
+            return await frontend.engine.drain(10)
+
+        drained = asyncio.run_coroutine_threadsafe(send_and_drain(), frontend.loop)
+        wait_until(lambda: frontend.engine.draining)
+        for connection in (idle, *new):
+            status, headers, _ = read_response(connection)
+            assert (status, headers["connection"]) == (200, "close")
+            assert closed(connection)
+            connection.close()
+        frontend.do(frontend.requester.finish_held)
+        buffered = bytearray()
+        assert [read_response(pipelining, buffered)[0] for _ in range(3)] == [200, 200, 200]
+        assert closed(pipelining)
+        assert drained.result(10) is True
+
+
 def test_drain_gives_up() -> None:
     with Frontend() as frontend, frontend.connect() as busy:
         busy.sendall(post(HELD, b"/v2/models/held/infer"))

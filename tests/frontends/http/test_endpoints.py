@@ -17,9 +17,10 @@ from conch.messages import (
     ModelStatistics,
     UnloadModel,
 )
+from frontends.http.application import HttpApplication
 from frontends.http.errors import STATUSES, reply_to, status_of
 from frontends.http.routes import ROUTES, Endpoint, resolve
-from tests.frontends.http.support import Frontend, table
+from tests.frontends.http.support import Frontend, simple_request, table
 
 JSON = {"content-type": "application/json"}
 
@@ -77,6 +78,18 @@ def test_health_while_exiting(frontend: Frontend) -> None:
         status, headers, text = frontend.request("GET", f"/v2/health/{kind}")
         assert (status, text) == (503, b'{"error":"Server exiting"}')
         assert headers["retry-after"] == "1"
+
+
+def test_health_while_leaving() -> None:
+    with Frontend() as frontend:
+        application = frontend.engine.application
+        assert isinstance(application, HttpApplication)
+        frontend.do(application.leave)
+        assert get(frontend, "/v2/health/live") == (200, b"")
+        assert get(frontend, "/v2/health/ready") == (400, b"")
+        assert get(frontend, "/v2/models/simple/ready") == (400, b'{"error":"Model version not ready"}')
+        assert get(frontend, "/v2/models/nope/ready")[0] == 404
+        assert frontend.infer("simple", simple_request())[0] == 200
 
 
 def test_ready_of_unknown_models(frontend: Frontend) -> None:

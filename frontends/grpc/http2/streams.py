@@ -94,6 +94,9 @@ class StreamRpc(Rpc):
             return found
         try:
             return await asyncio.shield(found)
+        except Refused:
+            del found  # the failure's traceback leads here: they would hold each other, and with them what was inflated
+            raise
         except asyncio.CancelledError:
             budget = self.connection.engine.budget
             found.add_done_callback(

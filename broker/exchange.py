@@ -316,6 +316,9 @@ class Exchange:
 
     def _worker_hello(self, peer: bytes, hello: WorkerHello, now: float) -> None:
         worker = hello.worker
+        if b"C" + worker.encode() != peer:
+            logger.error("a worker says that it is %s, its socket is %s", worker, peer)
+            return
         if not self._dispatcher.worker_hello(worker, hello.model, hello.version, hello.running, now):
             logger.error("worker %s of '%s', pid %s, is not expected here", worker, hello.model, hello.pid)
             self._outlet.send(peer, Unwelcome(self.epoch, Fault("Internal", "this worker is not expected")))

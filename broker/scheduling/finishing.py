@@ -15,10 +15,11 @@ def finish_partly(requesters: Requesters, worker: WorkerSlot, jobs: list[Job], d
     An open request counts as a success here, as in Triton: what is measured is the batch.
     """
     statistics = worker.model.statistics
-    undelivered = set(done.undelivered)
-    again = set(done.again) - undelivered
-    opened = set(done.open) - undelivered - again
-    failed = set(done.failed) - undelivered - again - opened
+    positions = set(range(len(jobs)))  # a worker gone wrong may name others
+    undelivered = positions.intersection(done.undelivered)
+    again = positions.intersection(done.again) - undelivered
+    opened = positions.intersection(done.open) - undelivered - again
+    failed = positions.intersection(done.failed) - undelivered - again - opened
     for position in failed:
         statistics.fail(BACKEND, jobs[position].enqueued, now)
     units = requests = 0

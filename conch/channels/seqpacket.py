@@ -5,6 +5,7 @@ travel beside a message as SCM_RIGHTS.
 """
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -72,6 +73,11 @@ class MessageSocket(Generic[In]):
 
     def fileno(self) -> int:
         return self._connection.fileno()
+
+    def refuse_more(self) -> None:
+        """The peer can send nothing from now on. What it has sent is still to be received, then comes the end."""
+        with contextlib.suppress(OSError):  # it has gone already
+            self._connection.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         self._connection.close()

@@ -159,6 +159,18 @@ def test_full_buffer_is_told_and_recovers(ends: tuple[WorkerEnd, RequesterEnd]) 
     assert worker.send_nowait(response(accepted))
 
 
+def test_what_was_sent_before_more_is_refused_arrives(ends: tuple[WorkerEnd, RequesterEnd]) -> None:
+    worker, requester = ends
+    assert worker.send_nowait(response(1)) and worker.send_nowait(response(2))
+    requester.refuse_more()
+    with pytest.raises(ChannelClosed):
+        worker.send_nowait(response(3))
+    assert requester.receive_nowait() == (response(1), None)
+    assert requester.receive_nowait() == (response(2), None)
+    with pytest.raises(ChannelClosed):
+        requester.receive_nowait()
+
+
 def test_longest_message_fits_and_a_longer_one_is_refused(ends: tuple[WorkerEnd, RequesterEnd]) -> None:
     worker, requester = ends
     frame = len(msgspec.msgpack.encode(response(1, "x" * 100_000))) - 100_000

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from conch.channels import ChannelClosed
 from conch.channels.seqpacket import connect
 from conch.errors import NotReady, WorkerDied
 from conch.messages import (
@@ -99,6 +100,22 @@ class TestDeaths:
             future = s.submit()
             await good.answer(await s.broker.request())
             await future
+
+    @on_uvloop
+    async def test_answers_behind_nonsense_are_taken(self, run_dir: Path) -> None:
+        """The worker counts them as delivered."""
+        async with setup(run_dir) as s:
+            worker = s.worker()
+            future = s.submit()
+            request = await s.broker.request()
+            await worker.inputs_of(request)
+            answer = worker.echo(request)
+            worker.channel._connection.send(b"\xc1 not MessagePack")
+            worker.send(Responses((answer,)))
+            assert data_of(await future)["OUTPUT0"] == bytes(64)
+            await eventually(lambda: len(s.requester._links) == 0)
+            with pytest.raises(ChannelClosed):
+                worker.channel.send_nowait(Responses(()))
 
     @pytest.mark.parametrize("first", [Responses(()), SegmentAdded(1, 4096), SegmentAdded(1, 4096, True)])
     @on_uvloop

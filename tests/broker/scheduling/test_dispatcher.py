@@ -168,6 +168,15 @@ def test_what_could_not_be_delivered_is_lost() -> None:
     assert (instruction.message.worker, instruction.message.ids, instruction.message.alone) == ("w0", (2,), False)
 
 
+def test_positions_that_a_batch_does_not_have_say_nothing() -> None:
+    bench = Bench(batching=BATCHING)
+    batch = only_batch(bench.submit(1, 2))
+    assert bench.done("w0", batch, failed=(5, -1), undelivered=(2,), open=(9,), again=(7,)) == []
+    [statistics] = bench.dispatcher.reports.statistics()
+    assert (statistics.success.count, statistics.fail.count) == (2, 0)
+    assert len(only_batch(bench.submit(3)).items) == 1
+
+
 def test_a_full_queue_and_a_late_request_are_rejected() -> None:
     policy = QueuePolicy(max_queue_size=1, default_timeout_microseconds=100_000)
     bench = Bench(batching=DynamicBatching(default_queue_policy=policy))

@@ -1,17 +1,21 @@
 """The broker's end of the data connections: from each requester, for requests, and from each worker, for batches."""
 
+import errno
 import logging
+import os
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
 
+from conch import descriptors
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.data import DataChannel
 from conch.channels.seqpacket import listen
 from conch.messages import PROTOCOL_VERSION, Batch, Cancel, Closed, DataLink, Done, Ready, Request, ToBrokerData
 from conch.repeated import Repeated
 from conch.run_dir import RunDir
+from conch.seldom import Seldom
 
 logger = logging.getLogger("conch.broker.links")
 
@@ -35,6 +39,7 @@ class DataLinks:
         self._by_name: dict[str, Channel] = {}
         self.resume_at: float | None = None
         self._dropped = Repeated()
+        self._failed = Seldom()
         #: called with the id of a peer whose connection is dropped because of what it sent
         self.on_broken: Callable[[str], None] | None = None
         poll.register(self._listener.fileno(), select.EPOLLIN)
@@ -94,12 +99,15 @@ class DataLinks:
     def _accept(self) -> None:
         while True:
             try:
+                if not descriptors.are_left():
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 connection, _ = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if self.resume_at is None:
-                    logger.error("a data connection cannot be accepted: %s", error)
+                    if self._failed.is_told(time.monotonic()):
+                        logger.error("a data connection cannot be accepted: %s", error.strerror)
                     self._poll.unregister(self._listener.fileno())  # or it would be reported without end
                     self.resume_at = time.monotonic() + _ACCEPT_PAUSE_S
                 return

@@ -4,7 +4,6 @@ It sleeps until something comes: a message, a process's death, a signal, the res
 """
 
 import logging
-import os
 import select
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from broker.deaths import Deaths
 from broker.exchange import Exchange
 from broker.files import FileThread
 from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, Watch, restore, save
@@ -91,14 +91,13 @@ class Server:
         self._files.submit(sweep, lambda _: None)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._channel: RouterChannel[Any, ToBroker] = RouterChannel(self._context, run_dir.broker_socket, ToBroker)
-        self._watched: dict[int, bytes] = {}
-        self._pidfds: dict[bytes, tuple[int, int]] = {}
         self._unreadable = Repeated()
         self._unhandled = Repeated()
         self._exit_by: float | None = None
         self._killed = False
         self._signals = 0
         self._poll = select.epoll()
+        self._deaths = Deaths(self._poll)
         self._links = DataLinks(run_dir, self._poll)
         self._links.on_broken = self._exchange.data_broken
         self._router = self._channel.fileno()
@@ -128,8 +127,7 @@ class Server:
         self._context.term()
         self._poll.close()
         self._regions.close()
-        for pidfd, _ in self._pidfds.values():
-            os.close(pidfd)
+        self._deaths.close()
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
@@ -172,7 +170,7 @@ class Server:
     def _wait(self, may_sleep: bool) -> None:
         now = time.monotonic()
         wakeup = self._exchange.next_wakeup(now)
-        for other in (self._exit_by, self._links.resume_at):
+        for other in (self._exit_by, self._links.resume_at, self._deaths.retry_at):
             if other is not None and (wakeup is None or other < wakeup):
                 wakeup = other
         timeout_s = 0.0 if not may_sleep else None if wakeup is None else max(0.0, wakeup - now)
@@ -180,8 +178,8 @@ class Server:
             if descriptor == self._router:
                 self._router_due = True
                 continue
-            if descriptor in self._watched:
-                self._died(descriptor)
+            if (peer := self._deaths.peer(descriptor)) is not None:
+                self._died(peer)
             elif descriptor == self._files.fileno():
                 self._files.deliver()
             elif descriptor == self._stop.fileno():
@@ -194,6 +192,9 @@ class Server:
                 self._exchange.tick(now)
                 if self._links.resume_at is not None and self._links.resume_at <= now:
                     self._links.resume()
+                if self._deaths.retry_at is not None and self._deaths.retry_at <= now:
+                    for dead in self._deaths.retry(now):
+                        self._died(dead)
 
     def _hear(self, descriptor: int) -> None:
         """Takes everything that has come on a data connection."""
@@ -238,9 +239,7 @@ class Server:
         self._exit_by = now + _KILL_S
         self._exchange.kill_all(now)
 
-    def _died(self, pidfd: int) -> None:
-        peer = self._watched[pidfd]
-        self._unwatch(peer)
+    def _died(self, peer: bytes) -> None:
         self._exchange.gone(peer, time.monotonic())
         if peer.isalnum():
             socket = self._run_dir.requester_socket(peer.decode())
@@ -259,25 +258,7 @@ class Server:
             return self.send(b"C" + worker.encode(), batch)
 
     def watch(self, peer: bytes, pid: int) -> bool:
-        watched = self._pidfds.get(peer)
-        if watched is not None and watched[1] == pid:
-            return True
-        self._unwatch(peer)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return False
-        self._pidfds[peer] = (pidfd, pid)
-        self._watched[pidfd] = peer
-        self._poll.register(pidfd, select.EPOLLIN)
-        return True
-
-    def _unwatch(self, peer: bytes) -> None:
-        pidfd, _ = self._pidfds.pop(peer, (-1, 0))
-        if pidfd >= 0:
-            self._poll.unregister(pidfd)
-            del self._watched[pidfd]
-            os.close(pidfd)
+        return self._deaths.watch(peer, pid, time.monotonic())
 
     def settings_changed(self, changed: Changed) -> None:
         set_logging(changed.log)

@@ -444,7 +444,9 @@ class Lifecycle:
         if keeper.memory_changed:
             keeper.memory_changed = False
             loads = self._loads if self._control_mode == "explicit" and not self._exiting else None
-            data = views.memory(keeper.models, loads).encode()
+            # until then some models may not have been taken over: this broker's successor might have to do that
+            former = {} if self.startup_finished else self._former.configs
+            data = views.memory(keeper.models, loads, former).encode()
             if data != self._remembered:
                 self._remembered = data
                 self._out.append(Remember(data))

@@ -89,9 +89,14 @@ def instances(models: dict[str, Model], roster: Roster, now: float) -> list[Inst
     return sorted(listed, key=lambda status: (status.model, status.version, status.instance, status.worker))
 
 
-def memory(models: dict[str, Model], loads: dict[str, Override] | None) -> Memory:
-    """What the next broker has to know. ``loads``: the models that are to be loaded by name, if that is how it goes."""
-    remembered = Memory()
+def memory(
+    models: dict[str, Model],
+    loads: dict[str, Override] | None,
+    former: dict[str, dict[int, RememberedConfig]],
+) -> Memory:
+    """What the next broker has to know. ``loads``: the models that are to be loaded by name, if that is how it goes.
+    ``former``: configurations of models that do not serve yet."""
+    remembered = Memory(configs=dict(former))
     if loads is not None:
         remembered.loads = {name: RememberedLoad(each.config, each.folder) for name, each in sorted(loads.items())}
     for name, model in sorted(models.items()):

@@ -23,6 +23,20 @@ def test_a_restarted_broker_adopts_every_worker() -> None:
     assert world.machine.startup_finished
 
 
+@pytest.mark.parametrize("events", range(1, 20))
+def test_a_broker_that_dies_while_it_recovers(events: int) -> None:
+    """Wherever it dies, its successor adopts what it had not come to yet."""
+    world = loaded(snapshot("a", count=2), snapshot("b", versions=(1, 2)), snapshot("c"))
+    workers = list(world.alive)
+    world.restart_broker()
+    for _ in range(min(events, len(world.due))):
+        world.happen()
+    world.restart_broker()
+    world.settle()
+    assert world.alive == workers and len(world.all_spawns) == 5
+    assert set(world.states().values()) == {READY}
+
+
 @pytest.mark.parametrize("order", ["hellos first", "launcher first", "scan last"])
 def test_adoption_in_every_order(order: str) -> None:
     world = loaded(snapshot(count=2))

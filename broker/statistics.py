@@ -5,6 +5,12 @@ from conch.messages import BatchStatistics, Done, Duration, ModelStatistics
 #: why a request failed, as metrics name it
 REJECTED, CANCELED, BACKEND, OTHER = "REJECTED", "CANCELED", "BACKEND", "OTHER"
 _NS = 1_000_000_000
+_MOST_NS = 2**63 - 1
+
+
+def _sum(ns: int) -> int:
+    """What a worker gone wrong has reported may add up to less than nothing, or to more than a message holds."""
+    return min(max(ns, 0), _MOST_NS)
 
 
 class _Phases:
@@ -15,9 +21,9 @@ class _Phases:
 
     def durations(self) -> tuple[Duration, Duration, Duration]:
         return (
-            Duration(self.count, self.input_ns),
-            Duration(self.count, self.infer_ns),
-            Duration(self.count, self.output_ns),
+            Duration(self.count, _sum(self.input_ns)),
+            Duration(self.count, _sum(self.infer_ns)),
+            Duration(self.count, _sum(self.output_ns)),
         )
 
 
@@ -93,12 +99,12 @@ class StatisticsKeeper:
         return ModelStatistics(
             name=name,
             version=version,
-            last_inference_ms=(self._last_end_ns + self._wall_offset_ns) // 1_000_000 if self._last_end_ns else 0,
+            last_inference_ms=_sum(self._last_end_ns + self._wall_offset_ns) // 1_000_000 if self._last_end_ns else 0,
             inference_count=self._inference_count,
             execution_count=self._execution_count,
-            success=Duration(self._requests.count, self._success_ns),
+            success=Duration(self._requests.count, _sum(self._success_ns)),
             fail=Duration(self._fail_count, self._fail_ns),
-            queue=Duration(self._requests.count, self._queue_ns),
+            queue=Duration(self._requests.count, _sum(self._queue_ns)),
             compute_input=compute_input,
             compute_infer=compute_infer,
             compute_output=compute_output,

@@ -3,8 +3,14 @@
 import json
 from pathlib import Path
 
+import grpc
+
+from conch.protos import load_service_pb2
+from conch.tensors import pack
 from tests.scenarios.harness import Server
 from tests.scenarios.models import write_model
+
+pb = load_service_pb2()
 
 VICTIM = r"""
 import ctypes
@@ -34,18 +40,31 @@ def arena():
 class TritonPythonModel:
     def initialize(self, args):
         self.kept = []
+        self.runs = json.loads(args["model_config"])["parameters"].get("RUNS", {}).get("string_value")
 
     def execute(self, requests):
-        return [self.obey(request) for request in requests]
+        orders = [
+            pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy().reshape(-1)[0].decode()
+            for request in requests
+        ]
+        if self.runs is not None:
+            with open(self.runs, "a") as runs:
+                runs.write("".join(f"{len(orders)} {order}\n" for order in orders))
+        return [self.obey(request, order) for request, order in zip(requests, orders)]
 
-    def obey(self, request):
-        order = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy().reshape(-1)[0].decode()
+    def obey(self, request, order):
         word, _, argument = order.partition(" ")
         answer = pb_utils.InferenceResponse(
             [pb_utils.Tensor("OUTPUT0", numpy.array([[order.encode()]], dtype=numpy.object_))]
         )
         if word == "sleep":
             time.sleep(float(argument))
+        elif word == "wait":
+            while not os.path.exists(argument):
+                time.sleep(0.005)
+        elif word == "large":
+            text = numpy.array([[b"0123456789abcdef" * (int(argument) << 16)]], dtype=numpy.object_)
+            answer = pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", text)])
         elif word == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif word == "segv":
@@ -81,7 +100,7 @@ class TritonPythonModel:
                     pass
         elif word == "scribble":
             for address, nbytes in list(arena()):
-                ctypes.memmove(address, os.urandom(nbytes), nbytes)
+                ctypes.memmove(address, os.urandom(4096) * (nbytes // 4096 + 1), nbytes)
         elif word == "fork_and_kill":
             if os.fork() == 0:
                 time.sleep(1000)
@@ -96,7 +115,8 @@ class TritonPythonModel:
 
 def write_victim(repository: Path, name: str = "victim", instances: int = 1, **parameters: str) -> None:
     """A model with one string in and out, that does what the string says and answers it: see ``VICTIM``. Requests are
-    batched, up to 16. ``parameters`` go into its configuration."""
+    batched, up to 16. ``parameters`` go into its configuration; ``RUNS`` is a file to which it writes a line for each
+    request that it runs: with how many it is run, and what it says."""
     extra = "dynamic_batching { }\n"
     for key, value in parameters.items():
         extra += f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
@@ -109,4 +129,20 @@ def say(server: Server, text: str, model: str = "victim", timeout_s: float = 15.
     body = json.dumps({"inputs": [tensor]}).encode()
     status, answer = server.request("POST", f"/v2/models/{model}/infer", body, timeout_s=timeout_s)
     content = json.loads(answer)
-    return status, content["outputs"][0]["data"][0] if status == 200 else content["error"]
+    if status != 200:
+        return status, content["error"]
+    return status, content["outputs"][0]["data"][0] if content["outputs"] else ""
+
+
+def say_grpc(server: Server, text: str, model: str = "victim", timeout_s: float = 15.0) -> tuple[str, str]:
+    """As ``say`` over gRPC, on a connection of its own: ``OK`` or the name of the error's code."""
+    request = pb.ModelInferRequest(model_name=model)
+    request.inputs.add(name="INPUT0", datatype="BYTES", shape=[1, 1])
+    request.raw_input_contents.append(pack([text.encode()]))
+    with grpc.insecure_channel(server.grpc_url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        try:
+            answer = pb.ModelInferResponse.FromString(infer(request.SerializeToString(), timeout=timeout_s))
+        except grpc.RpcError as error:
+            return error.code().name, error.details()
+    return "OK", b"".join(answer.raw_output_contents)[4:].decode(errors="replace")

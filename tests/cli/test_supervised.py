@@ -81,6 +81,20 @@ def test_it_runs_the_same_thing(repository: Path, run_dir: Path) -> None:
         server.kill_everything()
 
 
+def test_nothing_lives_on_without_it(repository: Path, run_dir: Path) -> None:
+    """Nor for the time of the delay: once the broker has gone there is nothing to serve."""
+    environ = variables(run_dir, free_port(), MODEL_REPOSITORY=str(repository), DRAIN_DELAY_SECS="60")
+    server = start(repository, run_dir, environ)
+    assert server.process is not None
+    try:
+        wait_until(server.ready, server)
+        server.process.kill()
+        wait_until(lambda: not server.pids(), server)
+        assert not server.leftovers()
+    finally:
+        server.kill_everything()
+
+
 def test_as_many_processes_as_wanted_and_none_that_is_off(repository: Path, run_dir: Path) -> None:
     off = {"ALLOW_GRPC": "false", "ALLOW_METRICS": "false"}
     environ = variables(run_dir, free_port(), MODEL_REPOSITORY=str(repository), HTTP_PROCESS_COUNT="3", **off)

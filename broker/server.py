@@ -73,10 +73,11 @@ class Server:
             memory=memory,
             watch=settings.watch,
             debugged=settings.debug_targets,
+            unload_timeout_s=settings.exit_timeout_secs,
         )
         # greater than that of any broker that ran here before
         epoch = time.monotonic_ns()
-        dispatcher = Dispatcher(epoch, time.time_ns() - epoch)
+        dispatcher = Dispatcher(epoch, time.time_ns() - epoch, settings.debug_targets)
         self._regions = Regions()
         keeper = SettingsKeeper(
             log_settings(settings), initial_trace(settings.trace_config), _read_changed(run_dir.changed_settings)

@@ -55,6 +55,8 @@ class Dispatcher:
         self._epoch = epoch
         self._wall_offset_ns = wall_offset_ns
         self._models: dict[ModelKey, ModelSlot] = {}
+        #: what requests for a removed model are rejected with, which a requester may send until it has the new table
+        self._removed: dict[ModelKey, Fault] = {}
         self._workers: dict[str, WorkerSlot] = {}
         self._requesters = Requesters()
         self._recovery = Recovery()
@@ -83,6 +85,7 @@ class Dispatcher:
         model.closing = None
         model.configure(config)
         self.timeouts.configure(model, config)
+        self._removed.pop((name, version), None)
         self._dirty[model] = None
 
     def drain_model(self, name: str, version: int, fault: Fault) -> None:
@@ -92,7 +95,8 @@ class Dispatcher:
         self._dirty[model] = None
 
     def remove_model(self, name: str, version: int, fault: Fault, now: float) -> None:
-        """What is queued is rejected with ``fault``; what runs is left to its workers."""
+        """What is queued, and whatever comes, is rejected with ``fault``; what runs is left to its workers."""
+        self._removed[name, version] = fault
         model = self._models.pop((name, version), None)
         if model is None:
             return
@@ -113,6 +117,9 @@ class Dispatcher:
     def exit(self) -> None:
         """From now on only what accepted work needs is accepted, until ``is_idle``."""
         self._exiting = True
+
+    def _why_removed(self, name: str, version: int) -> Fault:
+        return self._removed.get((name, version)) or not_ready(name, version)
 
     def _model(self, name: str, version: int) -> ModelSlot:
         model = self._models.get((name, version))
@@ -290,7 +297,7 @@ class Dispatcher:
         model = self._models.get((request.model, request.version))
         if model is None:
             if not self._starting:
-                fault = not_ready(request.model, request.version)
+                fault = self._why_removed(request.model, request.version)
                 self._out.append(ToPeer(requester, Rejected(id, request.attempt, fault)))
                 return
             model = self._model(request.model, request.version)
@@ -386,7 +393,7 @@ class Dispatcher:
         for former in jobs:
             job = Job(former.requester, former.request, former.id, former.attempt, now)
             if home is None:
-                self._requesters.reject(job, not_ready(model.name, model.version))
+                self._requesters.reject(job, self._why_removed(model.name, model.version))
                 continue
             if home.closing is not None and home.has_only_draining:
                 self._reject(job, home.closing, now)

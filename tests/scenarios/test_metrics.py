@@ -28,7 +28,7 @@ parameters { key: "seconds" value { string_value: "0.5" } }
 Scrape = dict[tuple[str, ...], float]
 
 
-def scrape(server: Server) -> Scrape:
+def scrape(server: Server, *more_labels: str) -> Scrape:
     connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=10)
     try:
         connection.request("GET", "/metrics")
@@ -40,7 +40,9 @@ def scrape(server: Server) -> Scrape:
     found = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
-            labels = [sample.labels[name] for name in ("model", "version", "reason") if name in sample.labels]
+            labels = [
+                sample.labels[name] for name in ("model", "version", "reason", *more_labels) if name in sample.labels
+            ]
             found[(sample.name.removesuffix("_total"), *labels)] = sample.value
     return found
 

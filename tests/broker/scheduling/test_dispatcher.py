@@ -208,8 +208,14 @@ def test_a_removed_model_rejects_its_queue() -> None:
     assert bench.submit(1) == []
     bench.dispatcher.remove_model("m", 1, gone, bench.now)
     assert bench.dispatch() == [ToPeer("r", Rejected(1, 1, gone))]
-    [instruction] = bench.submit(2)
-    assert instruction.message.fault.message == "Request for unknown model: 'm' version 1 is not at ready state"
+    assert bench.submit(2) == [ToPeer("r", Rejected(2, 1, gone))]
+
+
+def test_a_model_that_there_never_was() -> None:
+    bench = Bench(workers=0)
+    bench.dispatcher.submit("r", Request(1, 1, "x", 1, 1, "", inputs=()), bench.now)
+    [instruction] = bench.dispatch()
+    assert instruction.message.fault.message == "Request for unknown model: 'x' version 1 is not at ready state"
 
 
 def test_a_dead_requester_is_told_nothing() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -17,6 +18,8 @@ logger = logging.getLogger("conch.workers.backends.python")
 
 _CLASS = "TritonPythonModel"
 _MODULE = "triton_python_backend_utils"
+#: as in the text of an object that has no other
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
 
 class ModelCode:
@@ -118,10 +121,11 @@ class ModelCode:
         return os.path.basename(file)
 
     def _without_folders(self, text: str) -> str:
-        """With paths, such as those in the text of an ``OSError``, as ``shown`` has them."""
+        """With paths, such as those in the text of an ``OSError``, as ``shown`` has them, and without the addresses of
+        objects."""
         for folder, name in self._folders().items():
             text = text.replace(folder, name)
-        return text
+        return _ADDRESS.sub(">", text)
 
     def _folders(self) -> dict[str, str]:
         """Those that hold the model's code, inner ones first, and what they are called."""

@@ -1,19 +1,21 @@
 """Who is killed next, and when it was."""
 
+import contextlib
 import os
 import random
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tests.processes import status
-from tests.scenarios.faults.watch import role, workers
+from tests.scenarios.faults.watch import pids_of, role, workers
 from tests.scenarios.harness import Server
 
 Scope = Literal["workers", "everything"]
-#: a frontend is spared while its sibling may not be back: then there would be nobody to reconnect to
-_FRONTEND_REST_S = 6.0
+#: a listening socket, in ``/proc/net/tcp``
+_LISTENS = "0A"
 _CORE = ("broker", "launcher", "template", "http", "grpc", "metrics")
 
 
@@ -39,6 +41,7 @@ class Killer:
         self._server = server
         self._scope = scope
         self._random = random.Random(seed)
+        self._ports = {"http": server.http_port, "grpc": server.grpc_port}
 
     def kill_one(self) -> None:
         candidates = self._candidates()
@@ -59,12 +62,25 @@ class Killer:
             found += [
                 (name, pid)
                 for pid in self._server.pids()
-                if (name := role(pid, names)) in _CORE and not self._rests(name)
+                if (name := role(pid, names)) in _CORE and (name not in self._ports or self._has_sibling(pid, name))
             ]
         return sorted(found)
 
-    def _rests(self, name: str) -> bool:
-        now = time.monotonic()
-        return name in ("http", "grpc") and any(
-            kill.role == name and now - kill.killed_s < _FRONTEND_REST_S for kill in self.kills
-        )
+    def _has_sibling(self, pid: int, name: str) -> bool:
+        """A frontend is spared while there is no other one that its clients could connect to."""
+        listening = {
+            fields[9]
+            for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+            if (fields := line.split())[3] == _LISTENS and int(fields[1].partition(":")[2], 16) == self._ports[name]
+        }
+        return any(not listening.isdisjoint(_sockets(other)) for other in pids_of(self._server, name) if other != pid)
+
+
+def _sockets(pid: int) -> set[str]:
+    """The inodes of its sockets; none if it has just ended."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(entry.path).removeprefix("socket:[").removesuffix("]"))
+    return found

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from tests.chaos.clients import Exchange
 from tests.chaos.killing import Kill
 
-
 #: so long after its death a process's port may still take connections, which break when the kernel comes to the port
 _DYING_S = 0.2
 

@@ -154,7 +154,7 @@ def pids_of(server: Server, wanted: str) -> list[int]:
 
 
 def holdings(server: Server) -> dict[str, Holding]:
-    """By role."""
+    """By role: ``broker``, ``http``, ``workers of simple``, …"""
     names = workers(server)
     found: dict[str, Holding] = {}
     for pid in server.pids():
@@ -163,7 +163,8 @@ def holdings(server: Server) -> dict[str, Holding]:
             threads = len(os.listdir(f"/proc/{pid}/task"))
         except OSError:  # it has just ended
             continue
-        key = role(pid, names)
+        # all workers of a model together: who is number 0 may change with a broker's restart
+        key = f"workers of {names[pid].rpartition('_')[0]}" if pid in names else role(pid, names)
         former = found.get(key, Holding(0, 0, 0))
         found[key] = Holding(former.processes + 1, max(descriptors, former.descriptors), max(threads, former.threads))
     return found

@@ -12,8 +12,9 @@ from typing import Final
 RESERVED: Final = 64
 
 
-def are_left() -> bool:
-    """Whether there are more than the reserved ones. The kernel gives out the lowest number that is free."""
+def are_left(reserved: int = RESERVED) -> bool:
+    """Whether there are more than ``reserved``, which is a guess where lower numbers are free. The kernel gives out the
+    lowest number that is free."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
         return True
@@ -22,4 +23,4 @@ def are_left() -> bool:
     except OSError:
         return False
     os.close(probe)
-    return probe < most - RESERVED
+    return probe < most - reserved

@@ -4,16 +4,19 @@ One process owns an arena, and only it allocates and frees there; everyone else 
 them. Nothing that anyone trusts lives in the shared memory itself.
 """
 
+import errno
 from typing import Protocol, TypeVar
 
 from conch.messages import Block, ClientRegion, CudaBlock, CudaRegion, Lease, TensorReference
 
 __all__ = [
+    "SHORTAGE",
     "ArenaFull",
     "BadReference",
     "Block",
     "BlockArena",
     "BlockReader",
+    "CannotOpen",
     "ClientRegion",
     "CudaBlock",
     "CudaRegion",
@@ -32,6 +35,14 @@ class ArenaFull(Exception):
 
 class BadReference(Exception):
     """A reference to an unknown segment or past a segment's real size. The text is for the log only."""
+
+
+#: why memory that is there cannot be mapped at the moment: Python's mappings keep a descriptor each
+SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+class CannotOpen(BadReference):
+    """It may well exist, but this process has no descriptor or no memory left to open it with."""
 
 
 class BlockArena(Protocol[Reference, Memory]):

@@ -8,9 +8,9 @@ very moment of a use ends this process with SIGBUS, which is why only workers ma
 import mmap
 import os
 
-from conch.errors import InvalidArgument
+from conch.errors import InvalidArgument, Overloaded
 from conch.messages import ClientRegion
-from shm.base import BadReference
+from shm.base import SHORTAGE, BadReference
 
 #: retired numbers that are remembered, so that a late reference to one is not waited for
 _MOST_RETIRED = 10_000
@@ -40,12 +40,17 @@ class _Region:
             raise _unusable(tensor, "is smaller than when it was registered")
 
     def view(self, tensor: str) -> memoryview:
-        """All of it, writable. Raises ``InvalidArgument``."""
+        """All of it, writable. Raises ``InvalidArgument`` and ``Overloaded``."""
         self.check(tensor)
         if self._mapping is None:
             try:
                 mapping = mmap.mmap(self._descriptor, self._nbytes, offset=self._offset)
             except (OSError, ValueError, OverflowError) as error:
+                if isinstance(error, OSError) and error.errno in SHORTAGE:
+                    text = (
+                        f"{tensor} cannot be used: its shared memory region cannot be mapped at the moment; try again"
+                    )
+                    raise Overloaded(text) from error
                 raise _unusable(tensor, "cannot be mapped") from error
             self._close_descriptor()  # the mapping has a duplicate, and looks at the size through it
             self._mapping = mapping

@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 from conch.messages import Block, Lease
-from shm.base import BadReference
+from shm.base import SHORTAGE, BadReference, CannotOpen
 from shm.lent import Lent
 
 
@@ -48,7 +48,8 @@ class Mappings:
         """Maps a segment that was announced. Takes over ``descriptor`` and closes it, also when it raises.
 
         A segment that is mapped already (a second peer may announce it) stays as it is. Raises ``BadReference`` for a
-        descriptor that cannot be mapped, or for a number that already stands for another file.
+        descriptor that cannot be mapped, or for a number that already stands for another file; ``CannotOpen`` if it is
+        only at the moment that it cannot.
         """
         kept = False
         try:
@@ -62,7 +63,8 @@ class Mappings:
             mapping = mmap.mmap(descriptor, found.st_size, prot=access)
             kept = self.keeps_descriptors and not lease_page
         except (OSError, ValueError, OverflowError) as error:
-            raise BadReference(f"segment {segment} cannot be mapped: {error}") from error
+            kind = CannotOpen if isinstance(error, OSError) and error.errno in SHORTAGE else BadReference
+            raise kind(f"segment {segment} cannot be mapped: {error}") from error
         finally:
             if not kept:
                 os.close(descriptor)

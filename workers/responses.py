@@ -9,13 +9,15 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.seqpacket import MAX_MESSAGE_NBYTES, MessageTooLong, SeqpacketChannel, connect
+from conch.descriptors import are_left
+from conch.errors import Overloaded
 from conch.messages import (
     PROTOCOL_VERSION,
     Block,
@@ -32,7 +34,8 @@ from conch.messages import (
 )
 from conch.repeated import Repeated
 from conch.run_dir import RunDir
-from shm.base import BadReference
+from conch.seldom import Seldom
+from shm.base import BadReference, CannotOpen
 from shm.client_regions import ClientRegions, ClientWindow, OpenRegions
 from shm.leases import LeasedArena
 from shm.lent import Lent
@@ -42,9 +45,12 @@ from workers.flow import Flow
 
 logger = logging.getLogger("conch.workers.responses")
 
-#: how long an announced segment may take to arrive, and how long a requester may take to read, before it counts as gone
-SEGMENT_TIMEOUT_S = 5.0
-SEND_TIMEOUT_S = 5.0
+#: how long an announced segment may take to arrive, and how long a requester may take to read, before it counts as gone.
+#: Others wait meanwhile. A frontend that is busy with one large request may need most of it
+SEGMENT_TIMEOUT_S = 2.0
+SEND_TIMEOUT_S = 2.0
+#: descriptors that a new connection takes at least, with what is announced on it
+_FOR_A_CONNECTION = 4
 #: a longer text would keep an error from fitting into one message
 _MOST_ERROR_CHARACTERS = 16_000
 #: what the encoder raises, for instance for a text that is not Unicode
@@ -77,6 +83,12 @@ class Connections:
         self._mappings: dict[str, Mappings] = {}
         self._regions: dict[str, ClientRegions] = {}
         self._open_regions = OpenRegions()
+        #: announced, and not open for want of a descriptor
+        self._unopened: dict[str, set[int]] = {}
+        self._short = Seldom()
+        #: how much longer a requester is waited for that has said nothing on its connection: one that is stopped is not
+        #: waited for again with every request, and goes on by itself with what it was not sent
+        self._unheard: dict[str, float] = {}
         self._looks = 0
         self._broken = Repeated()
         self.lends_inputs = False
@@ -89,7 +101,7 @@ class Connections:
     def view(self, requester: str, block: Block) -> memoryview:
         """The block's bytes, read-only, in the requester's own memory.
 
-        Raises ``RequesterGone`` and ``BadReference``.
+        Raises ``RequesterGone``, ``BadReference`` and, without a descriptor to open it with, ``Overloaded``.
         """
         mappings = self._mappings.get(requester)
         if mappings is not None:
@@ -98,11 +110,8 @@ class Connections:
             except BadReference:
                 if block.segment in mappings:
                     raise
-        else:
-            self._connect(requester)
-            mappings = self._mappings[requester]
-        self._await_segment(requester, block.segment, mappings.__contains__)
-        return mappings.view(block)
+        self._await_segment(requester, block.segment)
+        return self._mappings[requester].view(block)
 
     def lend(self, requester: str, block: Block, hold: Any) -> Lent | None:
         """What another process needs to read a block that ``view`` has found."""
@@ -111,28 +120,34 @@ class Connections:
     def window(self, requester: str, reference: ClientRegion, tensor: str) -> ClientWindow:
         """Part of a client's region that the requester has announced, see ``ClientRegions.window``.
 
-        Raises ``RequesterGone``, ``BadReference`` and ``InvalidArgument``.
+        Raises ``RequesterGone``, ``BadReference``, ``InvalidArgument`` and ``Overloaded``.
         """
         regions = self._regions.get(requester)
-        if regions is None:
-            self._connect(requester)
-            regions = self._regions[requester]
-        if not regions.knows(reference.region):
-            self._await_segment(requester, reference.region, regions.knows)
-        return regions.window(reference, tensor)
+        if regions is None or not regions.knows(reference.region):
+            self._await_segment(requester, reference.region)
+        return self._regions[requester].window(reference, tensor)
 
-    def _await_segment(self, requester: str, segment: int, is_known: Callable[[int], bool]) -> None:
-        deadline = time.monotonic() + SEGMENT_TIMEOUT_S
+    def _await_segment(self, requester: str, segment: int) -> None:
+        if segment in self._unopened.get(requester, ()) and are_left(_FOR_A_CONNECTION):
+            self._disconnect(requester)  # on a new connection all is announced again
+        if requester not in self._channels:
+            self._connect(requester)
         channel = self._channels[requester]
         waiter = select.poll()
         waiter.register(channel.fileno(), select.POLLIN)
+        deadline = time.monotonic() + self._unheard.get(requester, SEGMENT_TIMEOUT_S)
         while True:
             if not self.read(requester):
                 raise RequesterGone(f"requester {requester} closed its connection")
-            if is_known(segment):
+            if segment in self._mappings[requester] or self._regions[requester].knows(segment):
                 return
+            if segment in self._unopened[requester]:
+                raise Overloaded("the model's process has no descriptor left to read the request with; try again later")
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0 or not waiter.poll(remaining_s * 1000):
+                if requester in self._unheard:
+                    self._unheard[requester] = 0.0
+                    raise RequesterGone(f"requester {requester} takes no connections")
                 raise BadReference(f"requester {requester} never announced segment {segment}")
 
     def read(self, requester: str) -> bool:
@@ -145,16 +160,16 @@ class Connections:
         try:
             while (received := channel.receive_nowait()) is not None:
                 message, descriptor = received
+                self._unheard.pop(requester, None)
                 match message:
                     case Window(id, credit) if descriptor is None:
                         stream = self.streams.get((requester, id))
                         if stream is not None:
                             stream.have_been_read(credit)
-                    case SegmentAdded(client=True) if descriptor is not None:
-                        regions.add(message.segment, descriptor, message.offset, message.nbytes)
-                    case SegmentAdded() if descriptor is not None:
-                        mappings.add(message.segment, descriptor, message.lease_page)
+                    case SegmentAdded():
+                        self._open(requester, message, descriptor)
                     case SegmentRetired() if descriptor is None:
+                        self._unopened[requester].discard(message.segment)
                         if message.segment in mappings:
                             mappings.remove(message.segment)
                         else:
@@ -172,6 +187,20 @@ class Connections:
             self._disconnect(requester)
             return False
         return True
+
+    def _open(self, requester: str, added: SegmentAdded, descriptor: int | None) -> None:
+        """Raises ``BadReference``. What cannot be opened at the moment is remembered: only what needs it fails."""
+        try:
+            if descriptor is None:
+                raise CannotOpen("no descriptor is left")
+            if added.client:
+                self._regions[requester].add(added.segment, descriptor, added.offset, added.nbytes)
+            else:
+                self._mappings[requester].add(added.segment, descriptor, added.lease_page)
+        except CannotOpen as error:
+            self._unopened[requester].add(added.segment)
+            if self._short.is_told(time.monotonic()):
+                logger.error("memory of requester %s cannot be opened at the moment: %s", requester, error)
 
     def descriptor(self, requester: str) -> int | None:
         """To poll for what ``read`` takes in. None if there is no connection (any more)."""
@@ -250,6 +279,8 @@ class Connections:
         self._poll.register(channel.fileno(), select.EPOLLIN)
         self._mappings[requester] = Mappings(self.lends_inputs)
         self._regions[requester] = ClientRegions(self._open_regions)
+        self._unopened[requester] = set()
+        self._unheard[requester] = SEGMENT_TIMEOUT_S
         self._send(requester, Link(PROTOCOL_VERSION, self._worker))
         for segment in self._outputs.segments:
             self._send(requester, _announcement(segment), segment.descriptor)
@@ -268,6 +299,8 @@ class Connections:
         if mappings is not None:
             mappings.close()
             self._regions.pop(requester).close()
+            del self._unopened[requester]
+            self._unheard.pop(requester, None)
 
     def forget(self, requester: str) -> None:
         """The requester is known to be dead: nobody reads what it held."""

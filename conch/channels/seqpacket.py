@@ -26,6 +26,7 @@ _ANCILLARY_NBYTES = socket.CMSG_SPACE(4 * _DESCRIPTOR_NBYTES)
 _BACKLOG = 1024
 #: as plain integers: the enumerations cost a microsecond each time
 _TRUNCATED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_CUT_SHORT = int(socket.MSG_TRUNC)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 #: the peer's buffer is full, or the kernel is short of memory or of descriptors on their way: the connection is whole
 _TEMPORARY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
@@ -123,7 +124,8 @@ class SeqpacketChannel(MessageSocket[In], Generic[Out, In]):
         return True
 
     def receive_nowait(self) -> tuple[In, int | None] | None:
-        """The next message and the descriptor that came with it, which the caller owns from now on.
+        """The next message and the descriptor that came with it, which the caller owns from now on. None in its place
+        also if this process had none left for it.
 
         Raises ``ChannelClosed`` after the last message, and ``BadMessage``.
         """
@@ -140,7 +142,7 @@ class SeqpacketChannel(MessageSocket[In], Generic[Out, In]):
         try:
             if nbytes == 0:
                 raise ChannelClosed("end of file")
-            if flags & _TRUNCATED or len(descriptors) > 1:
+            if (flags & _TRUNCATED and (flags & _CUT_SHORT or descriptors)) or len(descriptors) > 1:
                 raise BadMessage("truncated, or more than one descriptor")
             message: In = self._decode(self._view[:nbytes])
         except (ChannelClosed, BadMessage):

@@ -3,7 +3,7 @@
 import logging
 from functools import partial
 
-from conch.errors import ConchError, Internal, from_fault
+from conch.errors import ConchError, Internal, Overloaded, from_fault
 from conch.messages import Response
 from conch.requester.asked import Asked, Stream
 from conch.requester.inference import Outcome
@@ -57,7 +57,9 @@ def _deliver_to_stream(stream: Stream, entry: Entry, response: Response, link: W
 
 
 def _unusable(entry: Entry, response: Response, link: WorkerLink, error: BadReference) -> ConchError:
-    logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
     if response.lease is not None:
         link.mappings.give_back(response.lease)
+    if link.is_short:
+        return Overloaded("the server has no descriptor left to read the answer with; try again later")
+    logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
     return Internal(f"model '{entry.request.model}' gave an unusable answer")

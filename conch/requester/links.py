@@ -7,6 +7,7 @@ to memory that it announced itself.
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +28,8 @@ from conch.messages import (
     WorkerToRequester,
 )
 from conch.repeated import Repeated
-from shm.base import BadReference
+from conch.seldom import Seldom
+from shm.base import BadReference, CannotOpen
 from shm.mapping import Mappings
 from shm.segment import Segment
 
@@ -47,9 +49,10 @@ _SEND_PAUSE_S = 0.02
 
 
 class WorkerLink:
-    """One accepted connection. ``worker`` is empty until it has said who it is."""
+    """One accepted connection. ``worker`` is empty until it has said who it is. ``is_short``: there was no descriptor
+    for memory that it announced."""
 
-    __slots__ = ("backlog", "channel", "mappings", "worker")
+    __slots__ = ("backlog", "channel", "is_short", "mappings", "worker")
 
     def __init__(self, connection: socket.socket, keep_descriptors: bool) -> None:
         self.channel: SeqpacketChannel[RequesterToWorker, WorkerToRequester] = SeqpacketChannel(
@@ -57,6 +60,7 @@ class WorkerLink:
         )
         self.mappings = Mappings(keep_descriptors)
         self.worker = ""
+        self.is_short = False
         self.backlog: deque[tuple[RequesterToWorker, int | None]] = deque()
 
 
@@ -75,6 +79,8 @@ class Links:
         self._announcements = announcements
         self._keep_descriptors = keep_descriptors
         self._broken = Repeated()
+        self._short = Seldom()
+        self._refused = Seldom()
         self._links: dict[int, WorkerLink] = {}  # by descriptor
         self._listener: socket.socket | None = None
         self._path = Path()
@@ -138,7 +144,8 @@ class Links:
             except BlockingIOError:
                 return
             except OSError as error:
-                logger.error("a worker's connection cannot be accepted: %s", error)
+                if self._refused.is_told(time.monotonic()):
+                    logger.error("a worker's connection cannot be accepted: %s", error)
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(_ACCEPT_PAUSE_S, self._resume_accepting)
                 return
@@ -176,19 +183,27 @@ class Links:
         except ChannelClosed:
             self._close(link)
             return False
+        except CannotOpen as error:
+            # The worker announces everything anew on its next connection, which it makes for its next answer.
+            link.is_short = True
+            if self._short.is_told(time.monotonic()):
+                logger.error("memory of worker %s cannot be opened at the moment: %s", link.worker, error)
+            link.channel.refuse_more()
         except (BadMessage, BadReference) as error:
-            # what the worker has not answered comes back to us as lost
+            # Not closed yet: answers may lie behind it, which the worker counts as delivered. What it cannot send any
+            # more it reports as undelivered, and that comes back to us as lost.
             worker = link.worker or "unknown"
             if self._broken.is_told():
                 text = "worker %s broke the protocol, its connection is closed, the %s. so far: %s"
                 logger.error(text, worker, self._broken.count, str(error))
-            self._close(link)
-            return False
+            link.channel.refuse_more()
         return True
 
     def _handle(self, link: WorkerLink, message: WorkerToRequester, descriptor: int | None) -> None:
         """Anything but an ordinary ``Responses``. Raises ``BadMessage`` and ``BadReference``."""
-        if isinstance(message, SegmentAdded) and descriptor is not None and link.worker:
+        if isinstance(message, SegmentAdded) and link.worker:
+            if descriptor is None:
+                raise CannotOpen("no descriptor is left")
             link.mappings.add(message.segment, descriptor, message.lease_page)
             return
         if descriptor is not None:

@@ -361,8 +361,13 @@ class Exchange:
             case SpawnFailed(worker, fault):
                 self._live(self._lifecycle.spawn_failed(worker, fault, now), now)
             case Died():
-                retrying = self._worker_lost(message.worker, message, now)
-                self._live(self._lifecycle.died(message, not retrying, now), now)
+                known = self._peers.workers.get(message.worker)
+                counts = 1
+                if self._worker_lost(message.worker, message, now):
+                    # of a model that answers others, and not of one that ends with every request
+                    served = known is not None and self._dispatcher.reports.has_answered(known.model, known.version)
+                    counts = -1 if served else 0
+                self._live(self._lifecycle.died(message, counts, now), now)
 
     def _from_worker(self, message: Completed | LoadFailed | Checked, now: float) -> None:
         match message:

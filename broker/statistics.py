@@ -58,6 +58,10 @@ class StatisticsKeeper:
         self._batches: dict[int, _Phases] = {}
         self._failures = {REJECTED: 0, CANCELED: 0, BACKEND: 0, OTHER: 0}
 
+    @property
+    def has_succeeded(self) -> bool:
+        return self._requests.count > 0
+
     def fail(self, reason: str, enqueued: float, now: float) -> None:
         """A request that had reached the queue failed; times in seconds on the monotonic clock."""
         self._failures[reason] += 1

@@ -48,6 +48,7 @@ class Instance:
         "last_error",
         "fault",
         "checks",
+        "died_at",
         "_deaths",
         "_pause_s",
         "_ready_since",
@@ -65,6 +66,7 @@ class Instance:
         self.last_error = ""
         self.fault: Fault | None = None
         self.checks = False
+        self.died_at = 0.0
         self._deaths: deque[float] = deque(maxlen=CRASH_BUDGET)
         self._pause_s = FIRST_BACKOFF_S
         self._ready_since = 0.0
@@ -75,9 +77,12 @@ class Instance:
         self.fault = None
         self._ready_since = now
 
-    def has_died(self, reason: str, counts: bool, now: float) -> bool:
+    def has_died(self, reason: str, counts: int, now: float) -> bool:
         """Its worker is gone. True: start the next one now. False: it is backed off until ``retry_at``, at once if it
-        could not load (``fault``)."""
+        could not load (``fault``).
+
+        ``counts`` is added to the deaths that are counted: 0 where the model is not to blame; -1 where a request is
+        that has ended a worker before, this one's or another instance's, the last that died."""
         was_ready = self.state == "ready"
         could_load = self.fault is None
         self.worker = ""
@@ -86,12 +91,16 @@ class Instance:
         self.fault = None
         if was_ready and now - self._ready_since > CRASH_WINDOW_S:
             self._pause_s = FIRST_BACKOFF_S
-        counts = counts and not (was_ready and now - self._ready_since >= WELL_S)
-        if counts:
+        if was_ready and now - self._ready_since >= WELL_S:
+            counts = min(counts, 0)
+        if counts > 0:
             self._deaths.append(now)
+        elif counts < 0:
+            max(self.copy.instances, key=lambda each: each.died_at)._forgive()
+        self.died_at = now
         often = len(self._deaths) == CRASH_BUDGET and now - self._deaths[0] <= CRASH_WINDOW_S
         has_recovered = self._pause_s == FIRST_BACKOFF_S
-        if could_load and (not counts or (has_recovered and not often)):
+        if could_load and (counts <= 0 or (has_recovered and not often)):
             self.state = "waiting"
             return True
         self.state = "backed-off"
@@ -99,3 +108,8 @@ class Instance:
         self.retry_at = now + self._pause_s
         self._pause_s = min(self._pause_s * 2, LAST_BACKOFF_S)
         return False
+
+    def _forgive(self) -> None:
+        """Its last death does not count after all."""
+        if self._deaths and self._deaths[-1] == self.died_at:
+            self._deaths.pop()

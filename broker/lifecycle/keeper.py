@@ -347,7 +347,7 @@ class Keeper:
         else:
             self._failed(instance.copy, fault, now)
 
-    def worker_died(self, worker: Worker, reason: str, counts: bool, now: float) -> None:
+    def worker_died(self, worker: Worker, reason: str, counts: int, now: float) -> None:
         """``reason`` says how. Wanted workers are replaced, unless they were still to show that they can load."""
         del self._roster.workers[worker.id]
         slot, instance = worker.slot, worker.instance

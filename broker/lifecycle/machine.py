@@ -9,7 +9,7 @@ A pure machine: every public method takes an event and returns what is to be don
     WorkerHello          dispatcher.worker_hello first; if that says False: Kill, and not a word to this machine
     Preparing, Spawned, SpawnFailed, Completed, Ready, LoadFailed      the method of that name
     Died                 dispatcher.worker_lost(worker, machine.death_fault(died), now) -> retrying, then
-                         died(…, counts_against_budget=not retrying)
+                         died(…, counts: 1, or less if a request is to blame)
     Timeouts.overdue     kill(), for each
     LoadModel, UnloadModel, AskReady, Checked      load(), unload(), ask_ready(), checked()
     next_wakeup passed   tick()
@@ -291,7 +291,7 @@ class Lifecycle:
         for worker in self._roster.launcher_hello(workers, now):
             instance = worker.instance
             if instance is None or instance.state == "ready" or worker.killed:
-                self._worker_died(Died(worker.id, 0, None, None), counts=False, now=now)
+                self._worker_died(Died(worker.id, 0, None, None), counts=0, now=now)
             else:
                 self._keeper.never_started(worker)
         for instance in self._keeper.serving_instances():
@@ -330,15 +330,15 @@ class Lifecycle:
                     self._keeper.instance_failed(instance, fault, now)
                 else:
                     instance.fault = fault
-            self._keeper.worker_died(known, fault.message, counts=True, now=now)
+            self._keeper.worker_died(known, fault.message, counts=1, now=now)
         return self._take(now)
 
-    def died(self, died: Died, counts_against_budget: bool, now: float) -> list[LifecycleInstruction]:
-        """A worker is gone. ``counts_against_budget`` False: a request that it held is to blame, not the model."""
-        self._worker_died(died, counts_against_budget, now)
+    def died(self, died: Died, counts: int, now: float) -> list[LifecycleInstruction]:
+        """A worker is gone. ``counts``: see ``Instance.has_died``."""
+        self._worker_died(died, counts, now)
         return self._take(now)
 
-    def _worker_died(self, died: Died, counts: bool, now: float) -> None:
+    def _worker_died(self, died: Died, counts: int, now: float) -> None:
         self._readiness.gone(died.worker)
         known = self._roster.workers.get(died.worker)
         if known is None:

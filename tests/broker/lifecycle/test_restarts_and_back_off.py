@@ -1,5 +1,7 @@
 """Workers that die and are replaced, at once or after a pause; a launcher that dies, or has workers of nobody."""
 
+import pytest
+
 from broker.instructions import ModelGone, ModelReady
 from broker.lifecycle.instances import CRASH_BUDGET
 from conch.messages import Died, Fault
@@ -71,6 +73,31 @@ def test_deaths_that_a_request_is_to_blame_for_do_not_count() -> None:
         world.do(world.machine.died(Died(process.id, process.pid, None, 9), False, world.now))
         world.settle()
     assert world.entry().state == READY and len(world.alive) == 1
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_a_request_that_ends_two_workers_takes_its_first_death_back(instances: int) -> None:
+    world = loaded(snapshot(count=instances))
+    for _ in range(3 * CRASH_BUDGET):
+        for counts in (1, -1):
+            process = world.alive[0]  # of any instance
+            process.state = "dead"
+            world.do(world.machine.died(Died(process.id, process.pid, None, 9), counts, world.now))
+            world.settle()
+            world.pass_time(0.01)
+    assert world.entry().state == READY and len(world.alive) == instances
+
+
+def test_of_a_model_that_answers_nobody_the_first_death_counts() -> None:
+    world = loaded(snapshot())
+    for _ in range(CRASH_BUDGET):
+        for counts in (1, 0):
+            if world.alive:
+                (process,) = world.alive
+                process.state = "dead"
+                world.do(world.machine.died(Died(process.id, process.pid, None, 9), counts, world.now))
+                world.settle()
+    assert world.entry().state == "UNAVAILABLE"
 
 
 def test_one_instance_that_crashes_does_not_take_the_version_down() -> None:

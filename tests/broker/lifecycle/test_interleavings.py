@@ -100,6 +100,12 @@ class Interleavings(RuleBasedStateMachine):
         loading = [process for process in self.world.alive if process.state in ("completing", "loading")]
         self.world.fail_load(loading[pick % len(loading)], Fault("ModelError", "boom"))
 
+    @precondition(lambda self: self.world.usable)
+    @rule(pick=numbers)
+    def one_takes_too_long(self, pick: int) -> None:
+        usable = sorted(self.world.usable)
+        self.world.do(self.world.machine.kill(usable[pick % len(usable)], "ran longer", self.world.now))
+
     @precondition(lambda self: self.world.processes)
     @rule(pick=numbers, what=st.sampled_from(["ready", "completed", "failed", "died", "spawned"]))
     def a_message_comes_late(self, pick: int, what: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conch import messages
 from conch.messages import Batch, Block, Cancel, Closed, Dispatch, Done, Drain, Request, Response, TensorDescription
 from conch.messages.requests import Parent
-from conch.model_config import DynamicBatching, ModelConfig, QueuePolicy
+from conch.model_config import DynamicBatching, ModelConfig, QueuePolicy, StringParameter
 from conch.requester import pending
 from tests.broker.scheduling.choices import Choices
 
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 MODELS = {
     ("plain", 1): ModelConfig(name="plain", max_batch_size=4),
-    ("merging", 1): ModelConfig(name="merging", max_batch_size=3, dynamic_batching=DynamicBatching()),
+    ("merging", 1): ModelConfig(
+        name="merging",
+        max_batch_size=3,
+        dynamic_batching=DynamicBatching(),
+        parameters={"EXECUTION_TIMEOUT_S": StringParameter("0.2")},
+    ),
     ("waiting", 1): ModelConfig(
         name="waiting",
         max_batch_size=4,

@@ -84,6 +84,12 @@ class Broker:
         self.added.add(key)
         self.dispatcher.add_model(*key, MODELS[key])
 
+    def expire(self) -> None:
+        """Has those killed that have taken too long."""
+        for overdue in self.dispatcher.timeouts.overdue(self.world.now):
+            assert overdue.worker in self.workers
+            self.world.condemned.append(overdue.worker)
+
     def dispatch(self) -> None:
         instructions = deque(self.dispatcher.dispatch(self.world.now))
         while instructions:

@@ -35,6 +35,8 @@ class World:
         self.workers: dict[str, Worker] = {}
         self.launcher = Peer(self, "L")
         self.unseen_deaths: list[str] = []
+        #: workers that the launcher was told to kill
+        self.condemned: list[str] = []
         self.peers: dict[str, Peer] = {"L": self.launcher}
         self.to_broker: dict[str, deque[Any]] = defaultdict(deque)
         self.responses: dict[tuple[str, str], deque[Response]] = defaultdict(deque)
@@ -83,6 +85,8 @@ class World:
                     add((f"{peer.name} links", partial(self.link, peer)))
             if self.launcher.unnoticed:
                 add(("launcher notices", self.notice_launcher))
+            if broker.dispatcher.timeouts.look_at <= self.now:
+                add(("broker looks who is overdue", broker.expire))
             for key in MODELS:
                 if key not in broker.added:
                     add((f"{key} is ready", partial(broker.add_model, key)))
@@ -93,6 +97,8 @@ class World:
             for name in sorted(broker.requesters):
                 if not self.requesters[name].alive:
                     add((f"broker sees {name} dead", partial(broker.gone, name)))
+        if self.condemned:
+            add(("launcher kills", self.kill_condemned))
         if self.unseen_deaths:
             add(("launcher sees a death", self.see_death))
         for requester in self.living_requesters():
@@ -207,6 +213,11 @@ class World:
     def see_death(self) -> None:
         self.launcher.send(messages.Died(self.unseen_deaths.pop(0), 1, None, 9))
 
+    def kill_condemned(self) -> None:
+        worker = self.workers[self.condemned.pop(0)]
+        if worker.alive:
+            worker.die()
+
     def spawn_any(self) -> None:
         self.spawn(list(MODELS)[self.choices.below(len(MODELS))])
 
@@ -262,6 +273,7 @@ class World:
         for slot in self.broker.dispatcher._workers.values():
             own = [jobs for key, jobs in slot.batches.items() if isinstance(key, int)]
             assert len(own) <= (2 if slot.model.queue.closes_early else 1), "more batches than credit"
+            assert not slot.condemned or slot.place is None, "a worker that is being killed may get a batch"
             attempts = [job.attempt for jobs in own for job in jobs]
             assert len(attempts) == 1 or all(attempt == 1 for attempt in attempts), "a retried request is not alone"
         for model in self.broker.dispatcher._models.values():
@@ -313,6 +325,9 @@ class World:
                 self.link(peer)
         if self.launcher.unnoticed:
             self.notice_launcher()
+        broker.expire()
+        while self.condemned:
+            self.kill_condemned()
         while self.unseen_deaths:
             self.see_death()
         for name in sorted(broker.requesters):

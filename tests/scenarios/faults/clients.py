@@ -13,7 +13,7 @@ Answer = tuple[int | str, str]
 
 
 class Clients:
-    """A thread for each text, over HTTP and gRPC in turn. ``answers`` by text: what ``say`` or ``say_grpc`` returned."""
+    """A thread for each text, over HTTP and gRPC in turn. ``answers``: what ``say`` or ``say_grpc`` gave, by text."""
 
     def __init__(self, server: Server, texts: Sequence[str], model: str = "victim", only: Any = None) -> None:
         self.answers: dict[str, Answer] = {}

@@ -26,6 +26,8 @@ from conch.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: a frontend is to stop without delay, as by SIGINT, of which an interpreter that is just starting makes a traceback
+DRAIN_SIGNAL = signal.SIGUSR1
 _MAX_LOCK_TEXT_NBYTES = 4096
 #: characters of one event in a log: more than any traceback has, less than a client may send as a name
 _MAX_MESSAGE = 65536

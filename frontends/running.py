@@ -10,7 +10,7 @@ import uvloop
 
 from conch.errors import ConchError
 from conch.messages import ModelTable
-from conch.process import STOP_SIGNALS, begin
+from conch.process import DRAIN_SIGNAL, STOP_SIGNALS, begin
 from conch.settings import Settings
 
 
@@ -54,8 +54,8 @@ class Life:
     """The steps of a frontend's life: the models are there or have failed (``loaded``), it says that it is not ready
     and serves on (``leaving``), it finishes what it has begun (``draining``), it cuts that off (``hurried``).
 
-    To leave, SIGTERM takes the next step, and SIGINT goes as far as to drain. Leaving turns into draining after a
-    delay, or when there is no broker any more that would take a request.
+    To leave, SIGTERM takes the next step, and the other signals go as far as to drain. Leaving turns into draining
+    after a delay, or when there is no broker any more that would take a request.
     """
 
     def __init__(self) -> None:
@@ -66,14 +66,14 @@ class Life:
         self._broker_exits = False
 
     def follow_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in STOP_SIGNALS:
+        for number in (*STOP_SIGNALS, DRAIN_SIGNAL):
             loop.add_signal_handler(number, self.signalled, number)
 
     def signalled(self, number: int) -> None:
         if self.draining.is_set():
-            if number != signal.SIGINT:
+            if number == signal.SIGTERM:
                 self.hurried.set()
-        elif number == signal.SIGINT or self.leaving.is_set() or self._broker_exits:
+        elif number != signal.SIGTERM or self.leaving.is_set() or self._broker_exits:
             self.drain()
         else:
             self.leaving.set()

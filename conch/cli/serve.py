@@ -26,6 +26,7 @@ logger = logging.getLogger("conch.cli.serve")
 
 def serve(arguments: Sequence[str]) -> int:
     """Runs until stopped; returns the exit status."""
+    _open_standard_files()
     try:
         parsed = parse(arguments, os.environ)
     except HelpWanted:
@@ -62,6 +63,15 @@ def serve(arguments: Sequence[str]) -> int:
     finally:
         signals.close()
         lock.release()
+
+
+def _open_standard_files() -> None:
+    """Somebody may have closed them: what is opened later must not get their numbers, and with them our output."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
 
 
 def check_installation() -> None:

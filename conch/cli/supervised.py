@@ -26,7 +26,7 @@ from conch.cli.ports import CannotServe, probe_ports
 from conch.cli.programs import process_count, process_names
 from conch.cli.running import describe
 from conch.errors import ConchError
-from conch.process import LockHeld, hold_lock, stop_with_parent
+from conch.process import DRAIN_SIGNAL, LockHeld, hold_lock, stop_with_parent
 from conch.run_dir import RunDir
 from conch.settings import Settings
 
@@ -153,10 +153,10 @@ class Signals(SignalReceiver):  # type: ignore[misc] # supervisor has no types
 
     def _end_delay(self) -> None:
         for process in self._supervisord.process_groups[_FRONTENDS].processes.values():
-            process.config.stopsignal = signal.SIGINT
+            process.config.stopsignal = DRAIN_SIGNAL
             if process.state == ProcessStates.STOPPING and process.pid:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGINT)
+                    os.kill(process.pid, DRAIN_SIGNAL)
 
 
 class Interface:

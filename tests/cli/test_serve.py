@@ -235,6 +235,21 @@ def test_nohup_and_a_reader_that_is_gone(repository: Path, run_dir: Path) -> Non
         server.kill_everything()
 
 
+def test_closed_standard_files(repository: Path, run_dir: Path) -> None:
+    server = Server([repository], run_dir)
+    try:
+        server.process = subprocess.Popen(
+            ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *server.command()],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)},
+        )
+        wait_until(server.ready, server)
+        server.process.terminate()
+        assert server.process.wait(15) == 0, server.report()
+        assert not server.leftovers()
+    finally:
+        server.kill_everything()
+
+
 def write_broken(repository: Path) -> None:
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "config.pbtxt").write_text('backend: "python"\n')

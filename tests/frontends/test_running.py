@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGTERM, SIGUSR1
 from typing import Literal
 
 import pytest
@@ -28,6 +28,8 @@ def steps(life: Life) -> str:
         ([SIGTERM, SIGTERM, SIGTERM], "LDH"),
         ([SIGTERM, SIGTERM, SIGINT], "LD"),  # it may come just after the delay is over, and must not cut anything off
         ([SIGINT], "LD"),
+        ([SIGUSR1], "LD"),
+        ([SIGTERM, SIGUSR1, SIGUSR1], "LD"),
         ([SIGINT, SIGINT], "LD"),
         ([SIGINT, SIGTERM], "LDH"),
     ],

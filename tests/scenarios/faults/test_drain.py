@@ -91,7 +91,7 @@ def start_service(server: Server, wait: bool) -> None:
         until(server, lambda: all("Started" in log.read_text() for log in logs if log.exists()))
 
 
-def until(server: Server, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def until(server: Server, condition: Callable[[], bool], timeout_s: float = 25.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, server.report()

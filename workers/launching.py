@@ -373,7 +373,7 @@ class Launcher:
         now = time.monotonic()
         for pending in [pending for pending in self._pending.values() if pending.deadline < now]:
             if pending.sent and self._template is not None:
-                self._template.process.popen.kill()  # it hangs: the others go to its successor
+                self._template.process.abandon()  # the others go to its successor
             self._give_up(pending, f"no answer in {SPAWN_TIMEOUT_S:.0f} s{self._template_failure}")
         if self._template is None and self._template_due <= now:
             self._start_template(now)

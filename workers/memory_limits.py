@@ -86,8 +86,8 @@ class MemoryLimits:
 
 def reason(memory: Memory, limit_nbytes: int) -> str:
     """What the worker did, for whoever had a request there."""
-    had, limit = memory.private_nbytes >> 20, limit_nbytes >> 20
-    return f"had {had} MiB of memory, more than its MEMORY_LIMIT_MIB of {limit}, and was killed"
+    had = _mib(memory.private_nbytes)
+    return f"had {had} MiB of memory, more than its MEMORY_LIMIT_MIB of {_mib(limit_nbytes)}, and was killed"
 
 
 def tell(worker: LiveProcess, memory: Memory) -> None:
@@ -96,9 +96,14 @@ def tell(worker: LiveProcess, memory: Memory) -> None:
     logger.error(
         "worker %s of '%s', pid %s, has %d MiB of private memory in %d processes, more than its MEMORY_LIMIT_MIB of "
         "%d: it is killed. At most %d MiB were resident in the worker's process, shared memory included",
-        *(file.worker, file.instance_name or file.model, file.pid, memory.private_nbytes >> 20, memory.processes),
-        *(file.memory_limit_nbytes >> 20, memory.peak_nbytes >> 20),
+        *(file.worker, file.instance_name or file.model, file.pid, _mib(memory.private_nbytes), memory.processes),
+        *(_mib(file.memory_limit_nbytes), _mib(memory.peak_nbytes)),
     )
+
+
+def _mib(nbytes: int) -> int:
+    """Rounded up, so that too much never looks like just enough."""
+    return -(-nbytes >> 20)
 
 
 def _sessions(leaders: Collection[int]) -> dict[int, list[int]]:

@@ -59,7 +59,7 @@ def main() -> None:
         spawn = _decode(frame)
         try:
             _assert_single_threaded()
-            _fork_and_wait(_fork_worker, spawn, settings, launcher)
+            _make_worker(spawn, settings, launcher)
         except (OSError, RuntimeError) as error:
             birth.report_failure(launcher, spawn, error)
 
@@ -88,16 +88,30 @@ def _assert_single_threaded() -> None:
         raise RuntimeError(f"the template has {threads} threads")
 
 
-def _fork_worker(spawn: Spawn, settings: Settings, launcher: socket.socket) -> None:
+def _make_worker(spawn: Spawn, settings: Settings, launcher: socket.socket) -> None:
+    """Returns when it has told the launcher that it lives, or why not. Raises ``RuntimeError`` if it has died
+    before."""
+    told, tells = os.pipe()
+    with open(told, "rb") as pipe:
+        try:
+            _fork_and_wait(_fork_worker, spawn, settings, launcher, told, tells)
+        finally:
+            os.close(tells)
+        if not pipe.read():
+            raise RuntimeError("it ended at once")
+
+
+def _fork_worker(spawn: Spawn, settings: Settings, launcher: socket.socket, told: int, tells: int) -> None:
     """Runs in the process in between, and then in the worker; neither returns from here."""
+    os.close(told)
     try:
         child = os.fork()
     except OSError as error:
-        birth.report_failure(launcher, spawn, error)
+        birth.report_failure(launcher, spawn, error, tells)
         os._exit(1)
     if child:
         os._exit(0)
-    birth.live(spawn, settings, launcher)
+    birth.live(spawn, settings, launcher, tells)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The launcher's end of the template. It imports little: the template then starts while the launcher still imports."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -31,6 +32,13 @@ class TemplateProcess:
         finally:
             theirs.close()
         self.started = time.monotonic()
+
+    def abandon(self) -> None:
+        """It hangs, or a worker does that it is forking. What they have said can still be read; then comes the end of
+        file, and a worker that has not spoken does not live."""
+        self.popen.kill()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         """Ends it and waits for it."""

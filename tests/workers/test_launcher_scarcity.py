@@ -99,16 +99,32 @@ def test_no_more_processes(stage: Stage) -> None:
     stage.ready(config)
 
 
-def test_a_template_that_hangs_is_replaced(stage: Stage) -> None:
-    config = stage.model("echo", ECHO)
-    stage.ready(config)
-    (template,) = templates(stage)
-    os.kill(template, signal.SIGSTOP)
-    stuck = stage.spawn(config)
+def test_a_worker_that_dies_before_it_says_that_it_lives(stage: Stage) -> None:
+    config = stage.model("stuck", ECHO)
+    stage.broker.await_launcher()
+    eventually(lambda: len(templates(stage)) == 1, "there is no template")
+    before = set(templates(stage))
+    os.mkfifo(stage.run_dir.model_log("stuck"))  # so that it hangs where it opens its log
+    worker = stage.spawn(config)
+    eventually(lambda: len(set(templates(stage)) - before) == 1, "it is not forked")
+    (pid,) = set(templates(stage)) - before
+    os.kill(pid, signal.SIGKILL)
+    assert failure(stage, worker) == "cannot start a process for 'stuck_0_0': it ended at once"
+    assert set(templates(stage)) == before
+    stage.ready(stage.model("echo", ECHO))
+
+
+def test_a_worker_that_hangs_before_it_says_that_it_lives(stage: Stage) -> None:
+    """The template cannot tell, and is replaced."""
+    stage.broker.await_launcher()
+    os.mkfifo(stage.run_dir.model_log("stuck"))
+    worker = stage.spawn(stage.model("stuck", ECHO))
     failed = stage.broker.expect(SpawnFailed, timeout_s=20)
-    assert failed.worker == stuck and "no answer in 10 s" in failed.fault.message
-    stage.ready(config)
-    assert templates(stage) != [template]
+    assert failed.worker == worker and "no answer in 10 s" in failed.fault.message
+    stage.ready(stage.model("echo", ECHO))
+    log = os.open(stage.run_dir.model_log("stuck"), os.O_RDONLY | os.O_NONBLOCK)  # it goes on
+    eventually(lambda: len(templates(stage)) == 1, "a worker lives that nobody knows of")
+    os.close(log)
 
 
 def test_templates_that_die_at_once(stage: Stage) -> None:

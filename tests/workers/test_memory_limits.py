@@ -94,4 +94,4 @@ def test_when_to_look_again(size: float, before: float, elapsed_s: float, wanted
 
 def test_the_reason() -> None:
     text = "had 731 MiB of memory, more than its MEMORY_LIMIT_MIB of 512, and was killed"
-    assert reason(Memory(731 * MIB, 1, 0), 512 * MIB) == text
+    assert reason(Memory(730 * MIB + 1, 1, 0), 512 * MIB) == text

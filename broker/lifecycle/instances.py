@@ -16,14 +16,18 @@ from conch.messages import Fault
 if TYPE_CHECKING:
     from broker.lifecycle.models import Copy
 
-#: this many deaths within this time, and an instance is no longer restarted at once: it would only burn the machine
+#: so many deaths within so long a time in which it was ready, and an instance is no longer restarted at once: it would
+#: only burn the machine
 CRASH_BUDGET = 10
 CRASH_WINDOW_S = 60.0
+#: nor after so many workers in a row that died before they were ready
+UNREADY_BUDGET = 2
 #: pauses between restarts after that: doubled each time, until it has been well for CRASH_WINDOW_S
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 60.0
-#: a worker that was ready for so long had served: its death does not count, and the next one starts at once
-WELL_S = 5.0
+#: A worker that was ready for so long had served: its death does not count, and the next one starts at once. An
+#: instance that somebody kills every few seconds goes on for ever.
+WELL_S = 2.0
 
 InstanceState = Literal["waiting", "starting", "completed", "loading", "adopting", "ready", "backed-off"]
 
@@ -50,8 +54,11 @@ class Instance:
         "checks",
         "died_at",
         "_deaths",
+        "_last_death_counts",
+        "_unready_deaths",
         "_pause_s",
         "_ready_since",
+        "_ready_before_s",
     )
 
     def __init__(self, number: int, plan: InstancePlan, copy: "Copy") -> None:
@@ -67,14 +74,19 @@ class Instance:
         self.fault: Fault | None = None
         self.checks = False
         self.died_at = 0.0
+        #: by how long the instance had been ready in all: a model that takes long to load is not spared for that
         self._deaths: deque[float] = deque(maxlen=CRASH_BUDGET)
+        self._last_death_counts = False
+        self._unready_deaths = 0
         self._pause_s = FIRST_BACKOFF_S
         self._ready_since = 0.0
+        self._ready_before_s = 0.0
 
     def is_ready(self, now: float) -> None:
         self.state = "ready"
         self.backed_off = False
         self.fault = None
+        self._unready_deaths = 0
         self._ready_since = now
 
     def has_died(self, reason: str, counts: int, now: float) -> bool:
@@ -83,22 +95,27 @@ class Instance:
 
         ``counts`` is added to the deaths that are counted: 0 where the model is not to blame; -1 where a request is
         that has ended a worker before, this one's or another instance's, the last that died."""
-        was_ready = self.state == "ready"
         could_load = self.fault is None
+        ready_s = now - self._ready_since if self.state == "ready" else 0.0
+        if self.state != "ready":
+            self._unready_deaths += 1
+        self._ready_before_s += ready_s
         self.worker = ""
         self.restarts += 1
         self.last_error = reason
         self.fault = None
-        if was_ready and now - self._ready_since > CRASH_WINDOW_S:
+        if ready_s > CRASH_WINDOW_S:
             self._pause_s = FIRST_BACKOFF_S
-        if was_ready and now - self._ready_since >= WELL_S:
+        if ready_s >= WELL_S:
             counts = min(counts, 0)
         if counts > 0:
-            self._deaths.append(now)
+            self._deaths.append(self._ready_before_s)
         elif counts < 0:
             max(self.copy.instances, key=lambda each: each.died_at)._forgive()
+        self._last_death_counts = counts > 0
         self.died_at = now
-        often = len(self._deaths) == CRASH_BUDGET and now - self._deaths[0] <= CRASH_WINDOW_S
+        often = len(self._deaths) == CRASH_BUDGET and self._ready_before_s - self._deaths[0] <= CRASH_WINDOW_S
+        often = often or self._unready_deaths >= UNREADY_BUDGET
         has_recovered = self._pause_s == FIRST_BACKOFF_S
         if could_load and (counts <= 0 or (has_recovered and not often)):
             self.state = "waiting"
@@ -111,5 +128,6 @@ class Instance:
 
     def _forgive(self) -> None:
         """Its last death does not count after all."""
-        if self._deaths and self._deaths[-1] == self.died_at:
+        if self._last_death_counts:
+            self._last_death_counts = False
             self._deaths.pop()

@@ -155,17 +155,27 @@ def test_a_death_after_serving_a_while_does_not_count() -> None:
 
 
 def test_one_that_is_killed_while_it_is_restarted_is_started_again_at_once() -> None:
-    """It did not fail to load: it was not given the time."""
+    """It did not fail to load: it was not given the time. But a second time may be no accident."""
     world = loaded(snapshot())
-    world.die(world.alive[0])
-    for _ in range(CRASH_BUDGET - 2):
-        while not world.alive:
+    for deaths, state in ((2, READY), (3, "UNAVAILABLE")):
+        for _ in range(deaths):
+            while not world.alive:
+                world.happen()
+            world.die(world.alive[0])
+        while not world.alive and world.due:
             world.happen()
+        assert world.entry().state == state
+        world.settle()
+
+
+def test_a_model_that_takes_long_to_load_is_not_spared_for_that() -> None:
+    world = loaded(snapshot())
+    for _ in range(CRASH_BUDGET):
+        assert world.entry().state == READY
         world.die(world.alive[0])
-    world.settle()
-    assert world.entry().state == READY and len(world.usable) == 1
-    world.die(world.alive[0])
-    world.settle()
+        world.happen()
+        world.now += 20
+        world.settle()
     assert world.entry().state == "UNAVAILABLE"
 
 

@@ -1,6 +1,7 @@
 """What the processes of a server write to their log files, for the person in front of ``conch serve``."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,8 @@ class Follower:
                     if self._inode:
                         self._offset, self._partial = 0, b""
                     self._inode = inode
+                elif os.fstat(file.fileno()).st_size < self._offset:  # a model's log, cut when it became long
+                    self._offset, self._partial = 0, b""
                 file.seek(self._offset)
                 data = file.read(_MAX_READ_NBYTES)
         except FileNotFoundError:

@@ -1,11 +1,16 @@
 """Tables, and what of the log files reaches the foreground."""
 
 import json
+import os
 from pathlib import Path
 
+import pytest
+
 from conch.cli.logs import Follower, ProcessLogs, readable
+from conch.cli.model_logs import logs
 from conch.cli.tables import model_table
 from conch.messages import ModelEntry
+from conch.run_dir import RunDir
 
 
 def test_the_table_of_models_is_triton_s() -> None:
@@ -71,6 +76,27 @@ def test_a_follower_follows_rotation(run_dir: Path) -> None:
     assert follower.lines() == []
     path.write_bytes(b"two\n")
     assert follower.lines() == [b"two"]
+
+
+def test_a_follower_follows_a_log_that_is_cut(run_dir: Path) -> None:
+    path = run_dir / "x.log"
+    path.write_bytes(b"one\ntw")
+    follower = Follower(path, from_start=True)
+    assert follower.lines() == [b"one"]
+    os.truncate(path, 0)
+    with path.open("ab") as file:
+        file.write(b"two\n")
+    assert follower.lines() == [b"two"]
+
+
+def test_the_last_lines_of_a_log_that_has_just_been_begun(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logs_folder = RunDir(run_dir).model_logs
+    logs_folder.mkdir(parents=True)
+    (logs_folder / "m.log.1").write_bytes(b"one\ntwo\nthree\n")
+    (logs_folder / "m.log").write_bytes(b"four\n")
+    for count, wanted in ((1, ["four"]), (3, ["two", "three", "four"]), (9, ["one", "two", "three", "four"])):
+        assert logs(["m", f"--run-dir={run_dir}", f"--lines={count}"]) == 0
+        assert capfd.readouterr().out.split() == wanted
 
 
 def write_logs(folder: Path) -> None:

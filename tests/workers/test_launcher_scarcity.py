@@ -10,7 +10,7 @@ import pytest
 
 from conch.messages import Ready, Spawned, SpawnFailed
 from tests.processes import all_processes
-from tests.workers.harness import Stage, ints
+from tests.workers.harness import FakeBroker, Stage, ints
 from tests.workers.test_environments_starts import environment
 from tests.workers.test_launcher import _templates as templates
 from tests.workers.test_launcher import died, eventually, pid_of
@@ -172,3 +172,16 @@ response = InferenceResponse([Tensor("OUT", x)])
     worker = stage.ready(stage.model("prints", code))
     stage.ask(worker, "prints", ints(1))
     assert stage.model_log("prints").splitlines()[-1] == "kept"
+
+
+def test_no_descriptor_for_a_connection_to_the_next_broker(stage: Stage) -> None:
+    worker = stage.ready(stage.model("echo", ECHO))
+    launcher = stage.launchers[0]
+    has = len(os.listdir(f"/proc/{launcher.pid}/fd"))
+    stage.broker.close()
+    eventually(lambda: len(os.listdir(f"/proc/{launcher.pid}/fd")) < has, "it is still connected")
+    with without_descriptors(launcher.pid):
+        stage.broker = FakeBroker(stage.run_dir, epoch=8)
+        stage.broker.listen(0.3)
+    stage.broker.await_launcher()
+    assert [alive.worker for alive in stage.broker.launcher_hellos[-1].workers] == [worker]

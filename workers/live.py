@@ -167,7 +167,8 @@ def born(worker: str, pid: int, run_dir: RunDir) -> LiveProcess:
         pass
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        _kill_group(pid)  # until its status is taken, nobody else can have that number
+        if pid > 1:
+            _kill_group(pid)  # until its status is taken, nobody else can have that number
     if descriptor >= 0:
         os.close(descriptor)
     with contextlib.suppress(OSError):

@@ -2,7 +2,7 @@
 
 What counts is private memory, resident or swapped out, of the worker and of the processes in its session. Tensors in
 shared memory are not private, and have limits of their own. Pages that a model's processes share since a fork count in
-each: to tell them apart, the kernel would have to walk all of their page tables.
+each: to tell them apart, the kernel would have to walk all of their page tables, 25 ms for 400 MiB.
 """
 
 import contextlib

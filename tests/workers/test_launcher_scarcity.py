@@ -1,20 +1,25 @@
 """A launcher that cannot get what it needs goes on, says why, and makes good for it later."""
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
-from conch.messages import Ready, Spawned, SpawnFailed
-from tests.processes import all_processes
+from conch.messages import Fault, Ready, Spawned, SpawnFailed
+from tests.processes import all_processes, command_line
 from tests.workers.harness import FakeBroker, Stage, ints
 from tests.workers.test_environments_starts import environment
 from tests.workers.test_launcher import _templates as templates
 from tests.workers.test_launcher import died, eventually, pid_of
 from tests.workers.test_python_model import ECHO, model
+
+_PIDFD_GETFD = 438
 
 
 @pytest.fixture
@@ -125,6 +130,33 @@ def test_a_worker_that_hangs_before_it_says_that_it_lives(stage: Stage) -> None:
     log = os.open(stage.run_dir.model_log("stuck"), os.O_RDONLY | os.O_NONBLOCK)  # it goes on
     eventually(lambda: len(templates(stage)) == 1, "a worker lives that nobody knows of")
     os.close(log)
+
+
+def test_garbage_from_the_template(stage: Stage) -> None:
+    """Whatever it says of workers that nobody has asked for."""
+    stage.ready(stage.model("echo", ECHO))
+    (template,) = templates(stage)
+    with socket_of(template, int(command_line(template).split()[-1])) as connection:
+        for frame in (b"x", os.urandom(64), b"\x93\xa7Spawned\x00\x00"):
+            connection.send(frame)
+        encode = msgspec.msgpack.Encoder().encode
+        for pid in (os.getpid(), 1 << 22, -5):
+            connection.send(encode(Spawned("unknown", pid)))
+        connection.send(encode(SpawnFailed("unknown", Fault("Internal", "nothing"))))
+    stage.ready(stage.model("other", ECHO))
+    assert (stage.path / "launcher.log").read_text().count("dropped a message from the template") == 3
+
+
+def socket_of(pid: int, descriptor: int) -> socket.socket:
+    """A duplicate of another process's socket."""
+    process = os.pidfd_open(pid)
+    try:
+        found = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, descriptor, 0)
+    finally:
+        os.close(process)
+    if found < 0:
+        pytest.skip(f"processes may not be looked into here: {os.strerror(ctypes.get_errno())}")
+    return socket.socket(fileno=found)
 
 
 def test_templates_that_die_at_once(stage: Stage) -> None:

@@ -157,11 +157,23 @@ class Exchange:
         self._live(self._lifecycle.exit(now), now)
         self._tables.models_changed()
         self._tables.stop_waiting()
+        self._watch_workers(now)
 
     def _drain(self, now: float) -> None:
         self._draining = True
         self._live(self._lifecycle.drain_all(now), now)
         self._carry_out(self._dispatcher.dispatch(now), now)
+        self._watch_workers(now)
+
+    def _watch_workers(self, now: float) -> None:
+        """A launcher that dies while the server exits has no successor: workers' deaths are then seen here. A worker
+        that has not spoken is not waited for, and is refused if it speaks."""
+        if not self._exiting or self._peers.launcher is not None:
+            return
+        for each in self._lifecycle.instances(now):
+            known = self._peers.workers.get(each.worker)
+            if each.worker and (known is None or not self._outlet.watch(b"C" + each.worker.encode(), known.pid)):
+                self._worker_died(Died(each.worker, each.pid, None, None), now)
 
     def kill_all(self, now: float) -> None:
         """After ``exit``, when there is no more time."""
@@ -192,6 +204,10 @@ class Exchange:
             logger.error("the launcher is gone, pid %s", self._peers.launcher[1].pid)
             self._peers.launcher = None
             self._live(self._lifecycle.launcher_gone(now), now)
+            self._watch_workers(now)
+        worker = self._peers.worker_sockets.get(peer)
+        if worker is not None:
+            self._worker_died(Died(worker, self._peers.workers[worker].pid, None, None), now)
 
     # --------------------------------------------------------------------------------------------- results of file work
 
@@ -361,13 +377,16 @@ class Exchange:
             case SpawnFailed(worker, fault):
                 self._live(self._lifecycle.spawn_failed(worker, fault, now), now)
             case Died():
-                known = self._peers.workers.get(message.worker)
-                counts = 1
-                if self._worker_lost(message.worker, message, now):
-                    # of a model that answers others, and not of one that ends with every request
-                    served = known is not None and self._dispatcher.reports.has_answered(known.model, known.version)
-                    counts = -1 if served else 0
-                self._live(self._lifecycle.died(message, counts, now), now)
+                self._worker_died(message, now)
+
+    def _worker_died(self, died: Died, now: float) -> None:
+        known = self._peers.workers.get(died.worker)
+        counts = 1
+        if self._worker_lost(died.worker, died, now):
+            # of a model that answers others, and not of one that ends with every request
+            served = known is not None and self._dispatcher.reports.has_answered(known.model, known.version)
+            counts = -1 if served else 0
+        self._live(self._lifecycle.died(died, counts, now), now)
 
     def _from_worker(self, message: Completed | LoadFailed | Checked, now: float) -> None:
         match message:

@@ -262,10 +262,10 @@ class Launcher(Peer):
         self.send(messages.LauncherHello(PROTOCOL_VERSION, self._pid, workers))
         self.expect(messages.Welcome)
 
-    def spawn(self) -> "Worker":
-        """Does as the next ``Spawn`` says; the worker is ready when this returns."""
+    def spawn(self, pid: int | None = None) -> "Worker":
+        """Does as the next ``Spawn`` says; the worker, with this ``pid``, is ready when this returns."""
         spawn = self.expect(messages.Spawn)
-        worker = Worker(self._around, spawn)
+        worker = Worker(self._around, spawn, pid or os.getpid())
         self.send(messages.Spawned(spawn.worker, worker.pid))
         worker.connect()
         worker.hello("loading")
@@ -278,10 +278,10 @@ class Launcher(Peer):
 
 
 class Worker:
-    def __init__(self, around: Around, spawn: messages.Spawn) -> None:
+    def __init__(self, around: Around, spawn: messages.Spawn, pid: int) -> None:
         self.id = spawn.worker
         self.spawn = spawn
-        self.pid = os.getpid()
+        self.pid = pid
         self.control = around.peer(f"C{spawn.worker}", messages.ToWorkerControl)
         self.data = DataEnd(around, spawn.worker, messages.ToWorkerData)
 

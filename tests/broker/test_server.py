@@ -15,7 +15,7 @@ from conch.messages import PROTOCOL_VERSION, Awaited, Running
 from conch.process import StopSignals
 from conch.run_dir import RunDir
 from conch.settings import Settings
-from tests.broker.harness import DataEnd, around, broker, write_model
+from tests.broker.harness import DataEnd, Launcher, around, broker, write_model
 
 
 @pytest.fixture
@@ -254,6 +254,35 @@ def test_a_stop_lets_models_ask(run_dir: Path, repository: Path) -> None:
         worker.control.expect(messages.Drain)
         launcher.died(worker, signal=0)
         assert process.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("first", ["launcher", "stop"])
+def test_a_stop_without_a_launcher(run_dir: Path, repository: Path, first: str) -> None:
+    """While the server stops nobody starts another launcher: the broker sees the workers' deaths itself."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleep) as launching, subprocess.Popen(sleep) as working:
+        with broker(run_dir, repository) as process, around(run_dir) as peers:
+            try:
+                requester, launcher = peers.requester(), Launcher(peers, launching.pid)
+                launcher.connect()
+                launcher.hello()
+                worker = launcher.spawn(working.pid)
+                requester.expect_table("echo", "READY")
+                requester.submit(1, "echo")
+                batch = worker.batch()
+                if first == "launcher":
+                    launching.kill()
+                    launching.wait()
+                process.process.terminate()
+                while requester.expect(messages.ModelTable).server != "exiting":
+                    pass
+                launching.kill()
+                worker.done(batch)
+                worker.control.expect(messages.Drain)
+            finally:
+                launching.kill()
+                working.kill()
+            assert process.process.wait(10) == 0
 
 
 def test_a_stop_has_a_limit(run_dir: Path, repository: Path) -> None:

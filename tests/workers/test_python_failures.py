@@ -72,7 +72,7 @@ def test_a_failing_execute_fails_its_requests(failing: tuple[Stage, str], statem
     assert str(stage.path) not in response.error.message
     if statement.startswith("raise"):
         assert re.search(r"\n\nAt:\n  fails/1/model.py\(\d+\): execute\n$", response.error.message)
-        assert f"requests: #{stage.requester.id[:4]}-{stage.requester.next_id - 1}\\n" in stage.model_log("fails")
+        assert f"requests: #{stage.requester.id[:4]}-{stage.requester.next_id - 1:06x}\\n" in stage.model_log("fails")
     assert np.array_equal(stage.ask(worker, "fails", ints(-1)), ints(-1))
 
 

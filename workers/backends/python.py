@@ -288,7 +288,9 @@ def _is_left_open(request: InferenceRequest) -> bool:
 def _named(items: Sequence[Item]) -> str:
     """The requests' ids, as their clients gave them, for a log; in place of one that is missing, who sent it and a
     number."""
-    return ", ".join(item.request.client_id or f"#{item.requester[:4]}-{item.request.id}" for item in items)
+    return ", ".join(
+        item.request.client_id or f"#{item.requester[:4]}-{item.request.id & 0xFFFFFF:06x}" for item in items
+    )
 
 
 def _check(responses: Any, requests: list[InferenceRequest]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from conch.channels import BadMessage, ChannelClosed
+from conch.unreadable import UNREADABLE
 
 Out = TypeVar("Out")
 In = TypeVar("In")
@@ -79,6 +80,12 @@ class MessageSocket(Generic[In]):
         """The peer can send nothing from now on. What it has sent is still to be received, then comes the end."""
         with contextlib.suppress(OSError):  # it has gone already
             self._connection.shutdown(socket.SHUT_RD)
+
+    def hang_up(self) -> None:
+        """Nothing comes from here any more, so the peer had better connect anew. What it sends until then is still to
+        be received."""
+        with contextlib.suppress(OSError):  # it has gone already
+            self._connection.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self._connection.close()
@@ -148,7 +155,7 @@ class SeqpacketChannel(MessageSocket[In], Generic[Out, In]):
         except (ChannelClosed, BadMessage):
             _close_all(descriptors)
             raise
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             _close_all(descriptors)
             raise BadMessage(str(error)) from error
         return message, descriptors[0] if descriptors else None

@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 
+from conch.descriptors import are_left
 from conch.errors import ConchError, Internal, Overloaded, from_fault
 from conch.messages import Response
 from conch.requester.asked import Asked, Stream
@@ -13,6 +14,9 @@ from conch.requester.results import make_result
 from shm.base import BadReference
 
 logger = logging.getLogger("conch.requester.delivery")
+
+#: descriptors that a new connection of a worker takes at least
+_FOR_A_CONNECTION = 8
 
 
 def deliver(entry: Entry, response: Response, link: WorkerLink) -> None:
@@ -60,6 +64,8 @@ def _unusable(entry: Entry, response: Response, link: WorkerLink, error: BadRefe
     if response.lease is not None:
         link.mappings.give_back(response.lease)
     if link.is_short:
+        if are_left(_FOR_A_CONNECTION):
+            link.channel.hang_up()
         return Overloaded("the server has no descriptor left to read the answer with; try again later")
     logger.error("model '%s' answered with memory it does not have: %s", entry.request.model, str(error))
     return Internal(f"model '{entry.request.model}' gave an unusable answer")

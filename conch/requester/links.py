@@ -50,7 +50,7 @@ _SEND_PAUSE_S = 0.02
 
 class WorkerLink:
     """One accepted connection. ``worker`` is empty until it has said who it is. ``is_short``: there was no descriptor
-    for memory that it announced."""
+    for memory that it announced. On its next connection it announces everything anew."""
 
     __slots__ = ("backlog", "channel", "is_short", "mappings", "worker")
 
@@ -184,11 +184,9 @@ class Links:
             self._close(link)
             return False
         except CannotOpen as error:
-            # The worker announces everything anew on its next connection, which it makes for its next answer.
             link.is_short = True
             if self._short.is_told(time.monotonic()):
                 logger.error("memory of worker %s cannot be opened at the moment: %s", link.worker, error)
-            link.channel.refuse_more()
         except (BadMessage, BadReference) as error:
             # Not closed yet: answers may lie behind it, which the worker counts as delivered. What it cannot send any
             # more it reports as undelivered, and that comes back to us as lost.

@@ -235,7 +235,13 @@ def orphans() -> list[str]:
 @contextlib.contextmanager
 def serving(repositories: Sequence[Path], run_dir: Path, *flags: str, **variables: str) -> Iterator[Server]:
     """A server that has started; afterwards it is stopped, with exit status 0 and nothing left behind."""
-    server = Server(repositories, run_dir, flags, variables=variables)
+    with running(Server(repositories, run_dir, flags, variables=variables)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """``serving`` for one that the caller has made."""
     try:
         server.start()
         yield server

@@ -31,6 +31,7 @@ from conch.process import StopSignals, keep_what_is_there, log_settings, set_log
 from conch.repeated import Repeated
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
+from conch.unreadable import UNREADABLE
 from shm.sweep import sweep
 
 logger = logging.getLogger("conch.broker.server")
@@ -304,7 +305,7 @@ def _read_changed(path: Path) -> Changed | None:
         return msgspec.json.decode(path.read_bytes(), type=Changed)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         logger.warning("the settings that clients changed cannot be read, those of the flags count: %s", error)
         return None
 

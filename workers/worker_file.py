@@ -7,6 +7,7 @@ import msgspec
 
 from conch.messages import LiveWorker, Spawn
 from conch.run_dir import RunDir
+from conch.unreadable import UNREADABLE
 
 #: field 22 of /proc/PID/stat, counted from after the command's closing bracket
 _START_TIME_FIELD = 19
@@ -63,7 +64,7 @@ def read(path: Path) -> WorkerFile | None:
     """None if the file is gone or is none. Raises ``OSError`` if that cannot be known."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=WorkerFile)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return None
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from conch.unreadable import UNREADABLE
+
 logger = logging.getLogger("conch.broker.lifecycle")
 
 
@@ -44,7 +46,7 @@ def restore(path: str | os.PathLike[str]) -> Memory:
         return msgspec.json.decode(Path(path).read_bytes(), type=Memory)
     except FileNotFoundError:
         return Memory()
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         logger.warning("what the last broker knew cannot be read, its models are loaded again: %s", error)
         return Memory()
 

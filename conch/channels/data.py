@@ -6,10 +6,9 @@ It was measured against ZeroMQ, whose threads cost more than the message (``docs
 import socket
 from typing import Any, Generic, TypeVar
 
-import msgspec
-
 from conch.channels import BadMessage, ChannelClosed
 from conch.channels.seqpacket import MessageSocket, check_length, check_still_open
+from conch.unreadable import UNREADABLE
 
 Out = TypeVar("Out")
 In = TypeVar("In")
@@ -50,6 +49,6 @@ class DataChannel(MessageSocket[In], Generic[Out, In]):
             raise ChannelClosed("end of file")
         try:
             message: In = self._decode(self._view[:nbytes])
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise BadMessage(str(error)) from error
         return message

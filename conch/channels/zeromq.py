@@ -17,6 +17,7 @@ import msgspec
 import zmq
 
 from conch.channels import BadMessage
+from conch.unreadable import UNREADABLE
 
 Out = TypeVar("Out")
 In = TypeVar("In")
@@ -89,7 +90,7 @@ class RouterChannel(Generic[Out, In]):
             raise BadMessage("more than one frame")
         try:
             return peer, self._decode(frame.buffer)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise BadMessage(str(error)) from error
 
     def is_readable(self) -> bool:
@@ -157,7 +158,7 @@ class DealerChannel(Generic[Out, In]):
     def _decoded(self, frame: bytes) -> In:
         try:
             message: In = self._decode(frame)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise BadMessage(str(error)) from error
         return message
 

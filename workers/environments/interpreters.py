@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from conch.unreadable import UNREADABLE
 from workers.environments.activation import activated, own_folders
 from workers.environments.failures import EnvironmentFailed, without_places
 
@@ -97,7 +98,7 @@ def probe(python: Path, folder: Path, modules: Mapping[str, str]) -> Interpreter
         reason = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
     except subprocess.TimeoutExpired:
         reason = f"no answer in {_PROBE_TIMEOUT_S:.0f} s"
-    except (OSError, IndexError, msgspec.DecodeError) as error:
+    except (OSError, IndexError, *UNREADABLE) as error:
         reason = error.strerror or "" if isinstance(error, OSError) else str(error)
     raise EnvironmentFailed(f"its interpreter does not run: {without_places(reason)}")
 

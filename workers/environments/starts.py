@@ -22,6 +22,7 @@ from conch.channels import BadMessage, ChannelClosed
 from conch.channels.seqpacket import MessageTooLong, SeqpacketChannel
 from conch.messages import Fault, Preparing, Spawn, Spawned, SpawnFailed
 from conch.run_dir import RunDir
+from conch.unreadable import UNREADABLE
 from workers.environments import activation, stamps
 from workers.environments.choice import PARAMETER, Wanted, choose
 from workers.environments.failures import telling, without_places
@@ -211,7 +212,7 @@ class Starts:
                 preparing.received += block
             try:
                 answer = msgspec.json.decode(preparing.received, type=Answer)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 answer = Failed("its preparation was ended from outside")
             self._answered(preparing, answer)
 

@@ -291,3 +291,32 @@ def _named(items: Sequence[Item]) -> str:
     return ", ".join(
         item.request.client_id or f"#{item.requester[:4]}-{item.request.id & 0xFFFFFF:06x}" for item in items
     )
+
+
+def _check(responses: Any, requests: list[InferenceRequest]) -> None:
+    if type(responses) is not list and not isinstance(responses, list):
+        raise ExecuteError(f"Expected a list in the execute return, found type '{type(responses)}'.")
+    if len(responses) != len(requests):
+        raise ExecuteError(
+            "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
+            f"InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(responses)}\n"
+        )
+    for request, response in zip(requests, responses, strict=True):
+        if response is None and _is_left_open(request):
+            continue
+        if request._release_flags == TRITONSERVER_REQUEST_RELEASE_RESCHEDULE:
+            raise ExecuteError(
+                "Expected a None object in the execute function return list for reschduled request, found type "
+                f"'{type(response)}'."
+            )
+        if type(response) is not InferenceResponse and not isinstance(response, InferenceResponse):
+            found = "NoneType" if response is None else str(type(response))
+            raise ExecuteError(
+                f"Expected an 'InferenceResponse' object in the execute function return list, found type '{found}'."
+            )
+        if request._sender is not None:
+            request._sender._count(True, True)
+
+
+def _fault(error: TritonError) -> Fault:
+    return error._fault()

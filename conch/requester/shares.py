@@ -51,7 +51,7 @@ class Shares:
         key = (model.name, model.version)
         share = self._shares.get(key)
         if share is None:
-            whose = f"model '{model.name}', version {model.version}"
+            whose = f"version {model.version} of model '{model.name}'"
             share = self._shares[key] = Share(whose, self._most_requests, self._most_nbytes)
         model.share = share
         return share

@@ -26,7 +26,7 @@ class TestShares:
         for _ in range(2):
             share.check(10)
             share.add(10)
-        with pytest.raises(Overloaded, match=r"2 requests wait for model 'slow', version 1, .*; try again later"):
+        with pytest.raises(Overloaded, match=r"2 requests wait for version 1 of model 'slow', .*; try again later"):
             share.check(10)
         shares.of(model(2)).check(10)
         share.remove(10)
@@ -60,7 +60,7 @@ class TestRequester:
             await eventually(lambda: s.requester.models.ready_versions("other") == (1,))
             other = s.requester.models.lookup("other")
             futures = [s.submit() for _ in range(2)]
-            with pytest.raises(Overloaded, match="2 requests wait for model 'simple'"):
+            with pytest.raises(Overloaded, match="2 requests wait for version 1 of model 'simple'"):
                 s.submit()
             futures += [s.requester.submit(other, simple_call()) for _ in range(2)]
             with pytest.raises(Overloaded):

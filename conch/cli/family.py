@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -50,6 +50,13 @@ class Family:
         when it has begun."""
         if self.reap():
             os.kill(self.supervisord, number)
+
+    def wait(self, seconds: float, is_hurried: Callable[[], object]) -> None:
+        """Until every process has ended by itself, for ``seconds`` at most and as long as nobody hurries."""
+        deadline = time.monotonic() + seconds
+        while descendants(os.getpid()) and time.monotonic() < deadline and not is_hurried():
+            time.sleep(0.02)
+            self.reap()
 
     def end(self, grace_seconds: float) -> int:
         """Ends every process that is left: SIGTERM, then after ``grace_seconds`` SIGKILL. Returns how many it found."""

@@ -197,6 +197,9 @@ class Foreground:
     def _stop(self, status: int) -> int:
         if not self._family.reap():
             logger.error("supervisord ended by itself (%s); stopping", self._family.exit_code)
+            # its death has told every program to stop; to be told twice would hurry them
+            most_s = self._settings.drain_delay_secs + self._settings.exit_timeout_secs
+            self._family.wait(most_s, self._signals.take)
             self._family.end(_LEFTOVER_GRACE_SECONDS)
             return 1
         # the signal that led here; any other is one to hurry

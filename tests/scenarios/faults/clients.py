@@ -2,8 +2,11 @@
 
 import json
 import threading
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.scenarios.faults.models import say, say_grpc
 from tests.scenarios.faults.watch import Watch
@@ -51,6 +54,15 @@ def inferences(server: Server, model: str) -> int:
     status, body = server.request("GET", f"/v2/models/{model}/stats")
     assert status == 200, body
     return int(json.loads(body)["model_stats"][0]["inference_count"])
+
+
+def metric(server: Server, name: str, **labels: str) -> float:
+    """Of the one sample that has these labels among its own."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    [value] = [sample.value for sample in samples if labels.items() <= sample.labels.items()]
+    return float(value)
 
 
 def assert_right(answers: dict[str, Answer]) -> None:

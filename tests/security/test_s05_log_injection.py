@@ -51,6 +51,14 @@ class TritonPythonModel:
         print("printed", repr(text))
         raise ValueError(text)
 """
+#: answers its environment
+ENVIRONMENT = """
+class TritonPythonModel:
+    def execute(self, requests):
+        found = repr(dict(os.environ)) + repr(os.environb)
+        answer = numpy.array([found.encode()], dtype=numpy.object_)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", answer)]) for _ in requests]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, make_run_dir: Callable[[], 
     """Logs all that it can, and has secrets in its environment."""
     repository = copy_examples(tmp_path_factory.mktemp("logs") / "models", "simple")
     write_model(repository, "tells", TELLTALE, "STRING", [1])
+    write_model(repository, "environment", ENVIRONMENT, "STRING", [1])
     secrets = {
         "CONCH_HTTP_RESTRICTED_API": f"shared-memory,trace:admin-key={TOKEN}",
         "CONCH_GRPC_RESTRICTED_PROTOCOL": f"shared-memory,trace:admin-key={TOKEN}",
@@ -209,27 +218,11 @@ def test_no_log_and_no_list_of_processes_holds_a_secret(server: Server) -> None:
     assert TOKEN in environment(server.program_pid("http"))["CONCH_HTTP_RESTRICTED_API"], "it was given to who needs it"
 
 
-def test_models_are_not_given_the_servers_secrets(tmp_path: Path, run_dir: Path) -> None:
+def test_models_are_not_given_the_servers_secrets(server: Server) -> None:
     """In ``os.environ``, which a model may well print or put into an error."""
-    write_model(
-        tmp_path / "models",
-        "environment",
-        """
-class TritonPythonModel:
-    def execute(self, requests):
-        found = repr(dict(os.environ)) + repr(os.environb)
-        answer = numpy.array([found.encode()], dtype=numpy.object_)
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", answer)]) for _ in requests]
-""",
-        "STRING",
-        [1],
-    )
-    restricted = f"trace:admin-key={TOKEN}"
-    variables = {"CONCH_HTTP_RESTRICTED_API": restricted, "CONCH_GRPC_RESTRICTED_PROTOCOL": restricted}
-    with serving([tmp_path / "models"], run_dir, **variables) as server:
-        tensor = {"name": "INPUT0", "shape": [1], "datatype": "BYTES", "data": ["x"]}
-        body = json.dumps({"inputs": [tensor]}).encode()
-        status, text = server.request("POST", "/v2/models/environment/infer", body)
+    tensor = {"name": "INPUT0", "shape": [1], "datatype": "BYTES", "data": ["x"]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    status, text = server.request("POST", "/v2/models/environment/infer", body)
     assert status == 200
     assert b"CONCH_RUN_DIR" in text
     assert TOKEN.encode() not in text

@@ -1,7 +1,7 @@
 """What more than one process refuses requests with, in the same words.
 
-Those for inputs whose bytes are wrong are Triton's: the frontend looks at bytes that a client sends, the worker at those
-in a client's shared memory.
+Those for inputs whose bytes are wrong are Triton's: the frontend looks at bytes that a client sends, the worker at
+those in a client's shared memory.
 """
 
 from conch.datatypes import BYTES_PREFIX_NBYTES

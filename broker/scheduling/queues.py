@@ -57,7 +57,8 @@ class ModelQueue:
 
     ``live`` counts jobs and ``units`` their batch sizes. ``held_until`` > 0: the last ``take`` found that waiting until
     then, or until ``held_units`` are there, may make a better batch. ``closes_early``: no delay, preferred size,
-    priority or policy can change a batch once it is full, so that it may wait in a worker's pipe.
+    priority or policy can change a batch once it is full, so that it may wait in a worker's pipe. Never of a model
+    that must not run a request again.
     """
 
     def __init__(self, config: ModelConfig | None) -> None:
@@ -81,6 +82,8 @@ class ModelQueue:
                 self._sources.append((level.delayed, level))
         self._simple = len(self.levels) == 1 and not policies and default is None
         self.closes_early = self._simple and self.delay_s == 0 and self.preferred == {self.max_units}
+        if config is not None and not config.idempotent:  # nobody knows what ran of a dead worker's pipe
+            self.closes_early = False
         #: whether ``next_wakeup`` may be finite
         self.timed = self.delay_s > 0 or any(level.timeout_s > 0 and not level.delays for level in self.levels)
         self._last_shape_key = ""

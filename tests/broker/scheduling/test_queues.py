@@ -8,7 +8,7 @@ import pytest
 from broker.scheduling.job import RUNNING, Job
 from broker.scheduling.queues import MAX_QUEUED, ModelQueue
 from conch.messages import Request
-from conch.model_config import DynamicBatching, ModelConfig, QueuePolicy
+from conch.model_config import DynamicBatching, ModelConfig, QueuePolicy, StringParameter
 
 
 def queue(max_batch_size: int = 8, **batching: Any) -> ModelQueue:
@@ -117,6 +117,12 @@ def test_only_a_full_batch_may_wait_in_a_workers_pipe() -> None:
     assert take(q, full_only=True) == [0, 1, 2, 3]
     for batching in ({"max_queue_delay_microseconds": 1}, {"preferred_batch_size": (2,)}, {"priority_levels": 2}):
         assert not queue(4, **batching).closes_early
+
+
+def test_what_may_run_only_once_waits_in_the_broker() -> None:
+    for text, waits_in_a_pipe in (("true", True), ("false", False)):
+        config = ModelConfig(name="m", parameters={"IDEMPOTENT": StringParameter(text)})
+        assert ModelQueue(config).closes_early is waits_in_a_pipe
 
 
 def test_a_model_without_a_batch_dimension_runs_one_at_a_time() -> None:

@@ -12,6 +12,13 @@ from conch.errors import ConchError
 from conch.messages import ModelTable
 from conch.process import DRAIN_SIGNAL, STOP_SIGNALS, begin
 from conch.settings import Settings
+from shm.arena import FIRST_SEGMENT_NBYTES
+from shm.base import ArenaFull
+
+_NEEDS_MEMORY = (
+    f"It begins with {FIRST_SEGMENT_NBYTES} bytes of shared memory: make room in /dev/shm (--shm-size of a container), "
+    "or raise the memory limit"
+)
 
 
 def run(
@@ -35,6 +42,9 @@ def run(
         finished = uvloop.run(serve(settings))
     except (ConchError, OSError) as error:
         logger.error("the %s frontend cannot run: %s", title, error)
+        return 1
+    except ArenaFull as error:
+        logger.error("the %s frontend cannot run: %s. %s", title, error, _NEEDS_MEMORY)
         return 1
     if not finished:
         logger.error("Exit timeout expired. Exiting immediately.")

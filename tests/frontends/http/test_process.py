@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,22 @@ async def test_processes_share_the_port(run_dir: Path) -> None:
     third.terminate()
     assert await third.ended() == 0
     broker.close()
+
+
+@on_uvloop
+async def test_no_memory_to_begin_with(run_dir: Path) -> None:
+    RunDir(run_dir).create()
+    process = process_of(run_dir, free_port())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # inherited: no segment can be made
+    try:
+        await process.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert await process.ended() == 1
+    assert "the HTTP frontend cannot run: no memory for a segment of" in process.log
+    assert "make room in /dev/shm" in process.log
+    assert "Traceback" not in process.log
 
 
 @on_uvloop

@@ -27,7 +27,7 @@ from tests.scenarios.models import ECHO, write_model
 NBYTES = 1 << 16
 TENSOR_NBYTES = 1 << 14
 #: for each way to be hostile
-HOSTILE_S = 1.5
+HOSTILE_S = 1.0
 SYSTEM = "/v2/systemsharedmemory"
 REGION = "mine"
 #: what somebody may be told who does that; anything else would blame the server
@@ -87,7 +87,8 @@ def ask_http(server: Server, source: int, target: int | None) -> tuple[bool, str
 
 
 class Asking:
-    """Clients that send requests with ``REGION`` all the time, over HTTP and gRPC, each on a connection of its own."""
+    """Clients that send requests with ``REGION`` all the time, over HTTP and gRPC, each on a connection of its own. One
+    more sends its tensors to the same model: nothing may ever happen to those."""
 
     def __init__(self, server: Server) -> None:
         self.answers: Counter[str] = Counter()
@@ -99,6 +100,8 @@ class Asking:
             for ask in (self._http, self._grpc)
             for target in (None, TENSOR_NBYTES // 2, 3 * TENSOR_NBYTES)  # the second overlaps the input
         ]
+        self._threads.append(threading.Thread(target=self._run_innocent))
+        self._innocent = 0
 
     def __enter__(self) -> "Asking":
         for thread in self._threads:
@@ -112,7 +115,16 @@ class Asking:
 
     def check(self) -> None:
         assert not self.unclear, (self.unclear[:3], self.answers)
-        assert self.answers.total() > 0
+        assert self.answers.total() > 0 and self._innocent > 0
+
+    def _run_innocent(self) -> None:
+        tensor = {"name": "INPUT0", "datatype": "UINT8", "shape": [3], "data": [1, 2, 3]}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        while not self._over.is_set():
+            status, text = self._server.request("POST", "/v2/models/numbers/infer", body)
+            if status != 200 or json.loads(text)["outputs"][0]["data"] != [1, 2, 3]:
+                self.unclear.append(f"an innocent client: {status} {text.decode()}")
+            self._innocent += 1
 
     def _run(self, ask: Callable[[int | None], tuple[bool, str]], target: int | None) -> None:
         while not self._over.is_set():

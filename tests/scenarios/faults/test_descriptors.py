@@ -4,8 +4,10 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +35,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", numpy.ones(count[0], numpy.int32))])
 """
 LARGE = 3 << 20
+IDLE_CLIENTS = 10_000
 #: of one second, while nothing is to do
 IDLE_PROCESSOR_S = 0.3
 
@@ -100,6 +103,25 @@ def test_frontend(server: Server, role: str, path: str) -> None:
         watch.back_within(5, new)
     with no_descriptor(pid), socket.create_connection(("127.0.0.1", port)):
         rests(pid)
+
+
+def test_ten_thousand_idle_clients(server: Server) -> None:
+    """Those over the cap are told so at once, and whoever has a connection notices nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2 * IDLE_CLIENTS:
+        pytest.skip("not so many descriptors are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with watching(server) as watch:
+            with contextlib.ExitStack() as stack:
+                for _ in range(IDLE_CLIENTS):
+                    client = stack.enter_context(socket.create_connection(("127.0.0.1", server.http_port), timeout=10))
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                assert client.recv(1000).startswith(b"HTTP/1.1 503 ")
+                refused(server.http_port)
+            watch.back_within(5, server.ready)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_http_frontend_cannot_open_what_a_worker_answers(server: Server) -> None:

@@ -150,6 +150,8 @@ def test_shapes_and_payloads_over_http(asker: Asker) -> None:
         )
         assert (status == 200) == right, (head, sent, status, text)
 
+    for sent in ("0", "1", "17"):
+        check.hypothesis.inner_test([sent], "UINT8", sent, int(sent))  # type: ignore[attr-defined]
     check()
     assert {200, 400} <= set(asker.statuses)
 

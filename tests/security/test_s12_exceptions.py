@@ -87,8 +87,9 @@ def grpc_request(channel: grpc.Channel, choice: random.Random) -> str:
     except grpc.FutureCancelledError:
         return "cancelled"
     except grpc.RpcError as error:
-        # the server may be the first to see it, and says so in Triton's words
-        late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or error.details() == "Request timeout expired"
+        # the server may be the first to see it
+        late = error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+        late = late or error.details() == "Request timeout expired"
         return "cancelled" if late and point == "deadline" else f"at '{point}': {error.code()}: {error.details()}"
     return "completed"
 

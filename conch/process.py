@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from conch.messages import LogSettings
+from conch.run_dir import RunDir
 from conch.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -44,6 +45,8 @@ def begin(settings: Settings) -> None:
     os.umask(0o077)
     if os.environ.pop("SUPERVISOR_ENABLED", ""):
         stop_with_parent()
+        if lock_holder(RunDir(settings.run_dir).supervisor_lock) is None:
+            sys.exit("supervisord is gone")  # it died before it could be asked to tell
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     faulthandler.enable()

@@ -154,3 +154,17 @@ def test_a_forked_child_ends_at_a_stop_signal_and_its_parent_hears_of_none() -> 
         assert signals.take() == 0
     finally:
         signals.close()
+
+
+BEGIN = "from conch.process import begin; from conch.settings import Settings; begin(Settings.from_environ())"
+
+
+def test_a_program_whose_supervisord_has_died_before_it_began(run_dir: Path) -> None:
+    """It could not be told any more, and would stay for ever."""
+    variables = {"SUPERVISOR_ENABLED": "1", "CONCH_RUN_DIR": str(run_dir), "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", BEGIN]
+    lock = hold_lock(run_dir / "supervisor.lock", "pid 1")
+    assert subprocess.run(command, env={**os.environ, **variables}, timeout=20).returncode == 0
+    lock.release()
+    done = subprocess.run(command, env={**os.environ, **variables}, timeout=20, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "supervisord is gone\n")

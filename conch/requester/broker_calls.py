@@ -42,6 +42,8 @@ class BrokerCalls:
             return typed_result(message, await future)
         finally:
             self._calls.forget(waiting.message.call)
+            # the traceback of an error leads here: they would hold each other, and with them the files of a load
+            del future, waiting
 
     def send_waiting(self) -> None:
         """To be called after every ``Welcome``."""

@@ -181,6 +181,22 @@ def test_large_grpc_messages(server: Server, witness: Witness) -> None:
     witness.check(GROWN_NBYTES)
 
 
+@pytest.mark.timeout(60)
+def test_loads_that_fail(server: Server, witness: Witness) -> None:
+    """Of large files, which nobody keeps."""
+    request = pb.RepositoryModelLoadRequest(model_name="nope")
+    request.parameters["config"].string_param = "{}"
+    request.parameters["file:1/model.py"].bytes_param = bytes(48 * MIB)
+    payload = request.SerializeToString()
+    with grpc.insecure_channel(server.grpc_url, [("grpc.max_send_message_length", -1)]) as channel:
+        for _ in range(4):
+            with pytest.raises(grpc.RpcError) as raised:
+                channel.unary_unary(SERVICE + "RepositoryModelLoad")(payload, timeout=20)
+            assert "nope" in (raised.value.details() or "")
+    assert server.request("POST", "/v2/repository/models/nope/unload", b"{}")[0] == 200
+    witness.check(GROWN_NBYTES)
+
+
 # ------------------------------------------------------------------------------------------------------- all at once
 
 

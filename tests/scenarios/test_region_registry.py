@@ -14,8 +14,8 @@ import tritonclient.grpc
 from shm.segment import SHARED_MEMORY_FOLDER, name_prefix
 from tests.client_memory import ClientMemory, client_memory
 from tests.scenarios.conftest import Serve
+from tests.scenarios.faults.programs import successor, wait_for
 from tests.scenarios.harness import Server
-from tests.scenarios.test_process_deaths import wait_for, wait_for_program
 
 NUMBERS = struct.pack("<16i", *range(16))
 ROUNDS = 20
@@ -105,7 +105,7 @@ def test_regions_outlive_the_broker_and_a_frontend(serve: Serve, simple_reposito
     for name in ("broker", "http", "broker"):
         killed = server.program_pid(name)
         os.kill(killed, signal.SIGKILL)
-        wait_for_program(server, name, killed)
+        successor(server, name, killed)
         wait_for(server, server.ready)
         wait_for(server, lambda: listed(server) == ["mine"])
         assert infer(server, "mine") == 200

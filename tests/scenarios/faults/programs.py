@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from conch.cli.status import ask_broker
+from conch.run_dir import RunDir
 from tests.scenarios.faults.watch import pids_of
 from tests.scenarios.harness import Server
 
@@ -45,6 +47,17 @@ def successor(server: Server, role: str, former: int) -> int:
 def kill_and_wait(server: Server, role: str) -> int:
     """Returns the successor's pid. For a role that only one process has."""
     return successor(server, role, kill(server, role))
+
+
+def load_of(server: Server, model: str) -> tuple[int, int]:
+    """How many requests are queued, and how many run; (0, 0) while there is no broker."""
+    answer = ask_broker(RunDir(server.run_dir), timeout_secs=5)
+    rows = answer.models if answer is not None else ()
+    return next(((row.queued, row.running) for row in rows if row.model == model), (0, 0))
+
+
+def runs(server: Server, model: str) -> bool:
+    return load_of(server, model)[1] > 0
 
 
 @contextmanager

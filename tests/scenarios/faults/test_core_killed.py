@@ -20,7 +20,7 @@ from tests.client_memory import client_memory
 from tests.scenarios.conftest import copy_examples
 from tests.scenarios.decoupled import Stream, telling, text_of, write_decoupled_models
 from tests.scenarios.faults.models import say, write_victim
-from tests.scenarios.faults.programs import kill, kill_and_wait, stopped, successor, wait_for
+from tests.scenarios.faults.programs import kill, kill_and_wait, load_of, runs, stopped, successor, wait_for
 from tests.scenarios.faults.traffic import SharedMemoryClient, asking_in_both_ways
 from tests.scenarios.faults.watch import pids_of, watching, workers
 from tests.scenarios.harness import Server, serving
@@ -189,10 +189,6 @@ def metrics_status(server: Server) -> int:
             return error.code
 
 
-def runs(server: Server, model: str) -> bool:
-    return any(row["model"] == model and row["running"] for row in server.status()["models"])
-
-
 @pytest.mark.timeout(60)
 def test_launcher_killed(server: Server) -> None:
     """Nobody notices. Its successor sees the deaths of the workers that it has taken over."""
@@ -230,13 +226,9 @@ def test_launcher_stopped_while_a_worker_dies(server: Server) -> None:
             former = watch.worker_pid("victim")
             os.kill(former, signal.SIGKILL)
             asked = clients.submit(say, server, "hello")
-            wait_for(server, lambda: waits(server, "victim"))
+            wait_for(server, lambda: any(load_of(server, "victim")))
         assert asked.result() == (200, "hello")
         watch.worker_pid("victim", former)
-
-
-def waits(server: Server, model: str) -> bool:
-    return any(row["model"] == model and row["queued"] + row["running"] for row in server.status()["models"])
 
 
 @pytest.mark.timeout(60)

@@ -54,6 +54,12 @@ class TestShares:
 
 class TestRequester:
     @on_uvloop
+    async def test_inside_a_worker_a_model_may_take_up_all(self, run_dir: Path) -> None:
+        async with setup(run_dir, max_inflight=2, worker="0123456789abcdef") as s:
+            for future in [s.submit() for _ in range(2)]:
+                future.cancel()
+
+    @on_uvloop
     async def test_a_backlog_leaves_room_for_others(self, run_dir: Path) -> None:
         async with setup(run_dir, max_inflight=4) as s:
             s.broker.send(table(entry(), entry(name="other"), revision=2))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from conch.messages import (
 )
 from tests.workers.harness import FakeBroker, FakeRequester, Stage, ints
 from tests.workers.test_python_model import ECHO, model
+from workers.responses import SEGMENT_TIMEOUT_S
 
 #: waits until a file with the number it was sent exists
 WAITS = model("""
@@ -41,8 +43,6 @@ def stage(own_stage: Stage) -> Stage:
 
 
 def started(stage: Stage, number: int) -> None:
-    import time
-
     path = stage.path / "models" / "waits" / "1" / f"{number}.started"
     deadline = time.monotonic() + 10
     while not path.exists():
@@ -164,6 +164,25 @@ def test_a_requester_that_is_gone(stage: Stage) -> None:
     assert stage.done(1).undelivered == (1,)
     values = [int(stage.requester.outputs(stage.requester.response(worker))["OUT"][0, 0]) for _ in range(2)]
     assert values == [1, 3]
+    other.close()
+
+
+def test_a_requester_that_is_stopped_is_waited_for_once(stage: Stage) -> None:
+    """Others' requests wait meanwhile. What it was not sent it asks for again when it goes on, and is then answered."""
+    worker = stage.ready(stage.model("echo", ECHO))
+    other = FakeRequester(stage.run_dir)
+
+    def ask(number: int) -> tuple[int, ...]:
+        dispatch = Dispatch(other.id, other.request("echo", other.put("IN", ints(number))))
+        stage.broker.to_data(worker, Batch(stage.broker.epoch, number, (dispatch,)))
+        return stage.done(number).undelivered
+
+    began_s = time.monotonic()
+    assert [ask(number) for number in range(1, 6)] == [(0,)] * 5
+    assert SEGMENT_TIMEOUT_S <= time.monotonic() - began_s < 3 * SEGMENT_TIMEOUT_S
+    other.accept()
+    assert ask(6) == ()
+    assert int(other.outputs(other.response(worker))["OUT"][0, 0]) == 6
     other.close()
 
 

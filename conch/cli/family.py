@@ -51,10 +51,10 @@ class Family:
         if self.reap():
             os.kill(self.supervisord, number)
 
-    def wait(self, seconds: float, is_hurried: Callable[[], object]) -> None:
-        """Until every process has ended by itself, for ``seconds`` at most and as long as nobody hurries."""
+    def wait(self, seconds: float, is_over: Callable[[], object]) -> None:
+        """Until every process has ended by itself or ``is_over``, for ``seconds`` at most."""
         deadline = time.monotonic() + seconds
-        while descendants(os.getpid()) and time.monotonic() < deadline and not is_hurried():
+        while descendants(os.getpid()) and time.monotonic() < deadline and not is_over():
             time.sleep(0.02)
             self.reap()
 

@@ -21,7 +21,7 @@ from conch.cli.ports import answers
 from conch.cli.programs import all_process_names
 from conch.cli.tables import model_table
 from conch.messages import PROTOCOL_VERSION, ModelTable, ObserverHello, ToObserver
-from conch.process import StopSignals
+from conch.process import StopSignals, lock_holder
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings
 
@@ -194,12 +194,16 @@ class Foreground:
 
     # ------------------------------------------------------------------------------------------------------ stopping
 
+    def _is_led(self) -> bool:
+        """Whether there is somebody who ends workers once requests have been answered."""
+        return any(lock_holder(lock) is not None for lock in (self._run_dir.broker_lock, self._run_dir.launcher_lock))
+
     def _stop(self, status: int) -> int:
         if not self._family.reap():
             logger.error("supervisord ended by itself (%s); stopping", self._family.exit_code)
             # its death has told every program to stop; to be told twice would hurry them
             most_s = self._settings.drain_delay_secs + self._settings.exit_timeout_secs
-            self._family.wait(most_s, self._signals.take)
+            self._family.wait(most_s, lambda: self._signals.take() or not self._is_led())
             self._family.end(_LEFTOVER_GRACE_SECONDS)
             return 1
         # the signal that led here; any other is one to hurry

@@ -23,7 +23,7 @@ from tests.scenarios.load import Load
 from tests.scenarios.malformed_cases import SIMPLE, request
 from tests.scenarios.models import write_model
 
-SEEDS = range(4)
+SEEDS = range(3)
 #: a worker that neither broker nor launcher looks after ends after 10 s
 ALONE_WITHIN_S = 25.0
 #: these stop by themselves when supervisord or ``conch serve`` is gone

@@ -275,12 +275,12 @@ class Exchange:
         else:
             self._dispatcher.cancel(name, message.id, now)
 
-    def data_broken(self, name: str) -> None:
+    def data_broken(self, name: str, now: float) -> None:
         """This peer's data connection was dropped with what may have been on it. A requester says HELLO again; of a
         worker nobody knows any more what it holds, so it is ended, and what it held comes back as lost."""
-        if name in self._peers.workers and self._peers.launcher is not None:
+        if name in self._peers.workers:
             logger.error("worker %s sent what cannot be read, and is ended", name)
-            self._outbox.tell(self._peers.launcher[0], Kill(name))
+            self._live(self._lifecycle.kill(name, "", now), now)
 
     def _unwelcome(self, peer: bytes) -> None:
         """Workers and the launcher are not told: their HELLO comes by itself, and must come once."""

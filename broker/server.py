@@ -101,7 +101,7 @@ class Server:
         self._poll = select.epoll()
         self._deaths = Deaths(self._poll)
         self._links = DataLinks(run_dir, self._poll)
-        self._links.on_broken = self._exchange.data_broken
+        self._links.on_broken = lambda name: self._exchange.data_broken(name, time.monotonic())
         self._router = self._channel.fileno()
         #: the ROUTER may have something: its descriptor said so, or a send may have swallowed that
         self._router_due = True

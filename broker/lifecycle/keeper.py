@@ -246,12 +246,10 @@ class Keeper:
         for instance in copy.instances:
             was_ready = instance.state == "ready"
             worker = self._roster.dismiss(instance, slot)
-            if worker is None:
-                continue
-            if was_ready:
-                self._roster.unloads(instance, worker, now)
-            else:  # the dispatcher drains only those that it was given
+            if worker is not None and not was_ready:  # the dispatcher drains only those that it was given
                 self._roster.kill(worker)
+        for id in slot.leaving:  # those of former copies too, which had no reason to hurry before
+            self._roster.unloads(self._roster.workers[id], now)
         self.table_changed = True
         self.memory_changed = True
         self._settle(model)
@@ -357,9 +355,9 @@ class Keeper:
         if instance is None:
             return
         copy = instance.copy
-        if worker.timed_out and instance.fault is None:
-            instance.fault = Fault("Internal", reason)
         if copy.state == "serving":
+            if worker.timed_out and instance.fault is None:
+                instance.fault = Fault("Internal", reason)
             if instance.fault is not None:
                 reason = instance.fault.message
             logger.error("%s", reason)

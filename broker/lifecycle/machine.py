@@ -20,7 +20,6 @@ A pure machine: every public method takes an event and returns what is to be don
 All ``now`` are seconds on the monotonic clock. Times are decided here and nowhere else.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterable
 from math import inf
 
@@ -43,8 +42,6 @@ from broker.repository.snapshot import Override, Snapshot
 from conch.errors import InvalidArgument, to_fault
 from conch.messages import Died, Fault, InstanceStatus, LiveWorker, ModelEntry, WorkerHello
 from conch.settings import ControlMode
-
-logger = logging.getLogger("conch.broker.lifecycle")
 
 #: from a worker's spawn to its ``Ready``: large models take minutes, but nothing may take forever
 LOAD_TIMEOUT_S = 300.0
@@ -149,9 +146,9 @@ class Lifecycle:
         return Fault("WorkerDied", f"the worker of instance '{name}' {how(self._explained(died))}")
 
     def _explained(self, died: Died) -> Died:
-        """Of a launcher that died while it killed a worker nobody hears what for."""
+        """Of a launcher that died while it killed a worker nobody hears how it ended, nor what for."""
         worker = self._roster.workers.get(died.worker)
-        if died.reason or worker is None or not worker.killed:
+        if died.reason or died.exit_code is not None or died.signal is not None or worker is None or not worker.killed:
             return died
         return msgspec.structs.replace(died, reason=worker.kill_reason)
 
@@ -350,12 +347,11 @@ class Lifecycle:
         self._keeper.worker_died(known, describe_death(known.instance_name, died), counts, now)
 
     def kill(self, worker: str, reason: str, now: float) -> list[LifecycleInstruction]:
-        """The dispatcher wants it to end: it has taken too long for what it runs."""
+        """It has taken too long for what it runs, or nobody knows any more what that is."""
         known = self._roster.workers.get(worker)
         if known is None:
             self._roster.kill_unknown(worker, reason)
         elif not known.killed:
-            logger.error("the worker of instance '%s' %s", known.instance_name, reason)
             self._roster.kill(known, reason)
         return self._take(now)
 

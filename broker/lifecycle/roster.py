@@ -62,8 +62,9 @@ class Stray:
 
 
 class Roster:
-    """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``, ``unload_timeout_s``
-    from the unloading of its model to its end; neither holds for the first instances of the models in ``debugged``."""
+    """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``, but not for the first
+    instances of the models in ``debugged``; ``unload_timeout_s`` from the unloading of its model to its end, but not
+    for these models."""
 
     def __init__(
         self,
@@ -195,9 +196,9 @@ class Roster:
         slot.leaving.add(worker.id)
         return worker
 
-    def unloads(self, instance: Instance, worker: Worker, now: float) -> None:
+    def unloads(self, worker: Worker, now: float) -> None:
         """Its model is unloaded: it may finish what it holds, but it may also hang."""
-        if not self._stops(instance):
+        if worker.deadline == inf and not worker.killed and worker.name not in self._debugged:
             worker.deadline = now + self._unload_timeout_s
             worker.kill_reason = f"had not ended {self._unload_timeout_s:g} s after its model's unload and was killed"
 

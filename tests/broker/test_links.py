@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +16,16 @@ from conch.channels.seqpacket import connect
 from conch.descriptors import RESERVED
 from conch.messages import PROTOCOL_VERSION
 from conch.run_dir import RunDir
-from tests.broker.harness import Around, BrokerProcess, DataEnd, around, broker, write_model
+from tests.broker.harness import (
+    TIMEOUT_S,
+    Around,
+    BrokerProcess,
+    DataEnd,
+    Launcher,
+    around,
+    broker,
+    write_model,
+)
 
 
 @pytest.fixture
@@ -98,3 +109,23 @@ def test_a_worker_that_sends_garbage_is_ended(run_dir: Path, repository: Path) -
         worker = launcher.spawn()
         worker.data.send(messages.Drain())
         assert launcher.expect(messages.Kill).worker == worker.id
+
+
+def test_a_worker_that_sends_garbage_while_there_is_no_launcher(run_dir: Path, repository: Path) -> None:
+    """The next launcher ends it, or what it held would wait for ever."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as launching:
+        with broker(run_dir, repository), around(run_dir) as peers:
+            try:
+                requester, launcher = peers.requester(), Launcher(peers, launching.pid)
+                launcher.connect()
+                launcher.hello()
+                worker = launcher.spawn()
+                requester.expect_table("echo", "READY")
+            finally:
+                launching.kill()
+            while "launcher" in {process.role for process in requester.status().processes}:
+                pass
+            worker.data.send(messages.Drain())
+            with pytest.raises(ChannelClosed):
+                worker.data.receive(TIMEOUT_S)
+            assert peers.launcher((worker.live,)).expect(messages.Kill).worker == worker.id

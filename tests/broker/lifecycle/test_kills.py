@@ -80,6 +80,19 @@ def test_a_launcher_that_dies_after_killing_one() -> None:
     assert deaths(world) == {"execution_timeout": 1}
 
 
+def test_one_that_ends_by_itself_before_the_kill_reaches_it() -> None:
+    """The launcher has seen how it ended, and that is what counts."""
+    world = loaded(snapshot())
+    (worker,) = world.alive
+    world.launcher_dies()
+    world.do(world.machine.kill(worker.id, TIMED_OUT, world.now))
+    died = Died(worker.id, worker.pid, 3, None)
+    assert world.machine.death_fault(died).message == "the worker of instance 'm_0_0' exited with code 3"
+    worker.state = "dead"
+    world.do(world.machine.died(died, 1, world.now))
+    assert deaths(world) == {"exit": 1}
+
+
 def test_where_it_hung_is_shown_and_not_told_to_clients() -> None:
     world = loaded(snapshot())
     (worker,) = world.alive
@@ -202,6 +215,24 @@ def test_an_unloaded_model_that_hangs_is_killed() -> None:
     world.pass_time(2)
     (kill,) = kills(world)
     assert kill.reason == "had not ended 30 s after its model's unload and was killed"
+    assert world.entry().reason == "unloaded"
+
+
+def test_an_unload_ends_what_hangs_since_a_reload_too() -> None:
+    world = World([snapshot()], unload_timeout_s=30.0).start().settle()
+    world.load()
+    world.settle()
+    world.models["m"] = snapshot(files="b")
+    world.load()
+    while not world.draining:
+        world.happen()
+    world.due.clear()  # the former worker holds a request, so it is not drained
+    world.pass_time(1000)
+    assert world.entry().state == READY and len(world.alive) == 2 and not kills(world)
+    world.unload()
+    world.due.clear()
+    world.pass_time(31)
+    assert len(kills(world)) == 2 and not world.alive
     assert world.entry().reason == "unloaded"
 
 

@@ -24,8 +24,10 @@ TIMEOUT_S = 30.0
 _NBYTES = IDENTITY_COUNT * 4
 #: after a failure, so that a server that is gone is not asked all the time
 _PAUSE_S = 0.02
+#: some milliseconds between its responses, so that many a worker dies with a stream in the middle
+_TELLING = ",".join([*(f"r {number},s 0.003" for number in range(RESPONSES)), "rf last"])
 #: a ``Stream`` has a time-out of 30 s for all that comes on it
-_REQUESTS_PER_STREAM = 100
+_REQUESTS_PER_STREAM = 50
 #: what gRPC says when a connection breaks, beside the status UNAVAILABLE
 _BROKEN = ("Socket closed", "Connection reset", "Connection refused", "recvmsg", "sendmsg", "Broken pipe", "GOAWAY")
 
@@ -244,7 +246,7 @@ class StreamClient(Client):
     def _session(self) -> Iterator[None]:
         with Stream(self._url) as stream:
             for _ in range(_REQUESTS_PER_STREAM):
-                stream.send(telling(f"n {RESPONSES},rf last", model="stream"))
+                stream.send(telling(_TELLING, model="stream"))
                 for number in range(RESPONSES + 1):
                     answer = stream.answer()
                     expected = str(number) if number < RESPONSES else "last"

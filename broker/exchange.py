@@ -354,13 +354,13 @@ class Exchange:
             return
         logger.info("the launcher is here, pid %s, with %s workers", hello.pid, len(hello.workers))
         for worker in self._dispatcher.launcher_hello(hello.workers):
-            self._worker_lost(worker, Died(worker, 0, None, None), now)
+            self._worker_lost(Died(worker, 0, None, None), now)
         self._live(self._lifecycle.launcher_hello(hello.workers, now), now)
         if not self._outlet.watch(peer, hello.pid):
             self.gone(peer, now)
 
-    def _worker_lost(self, worker: str, died: Died, now: float) -> bool:
-        """Returns whether a request is to blame."""
+    def _worker_lost(self, died: Died, now: float) -> int:
+        worker = died.worker
         self._peers.workers.pop(worker, None)
         self._peers.worker_sockets.pop(b"C" + worker.encode(), None)
         self._outbox.forget(b"C" + worker.encode())
@@ -380,13 +380,7 @@ class Exchange:
                 self._worker_died(message, now)
 
     def _worker_died(self, died: Died, now: float) -> None:
-        known = self._peers.workers.get(died.worker)
-        counts = 1
-        if self._worker_lost(died.worker, died, now):
-            # of a model that answers others, and not of one that ends with every request
-            served = known is not None and self._dispatcher.reports.has_answered(known.model, known.version)
-            counts = -1 if served else 0
-        self._live(self._lifecycle.died(died, counts, now), now)
+        self._live(self._lifecycle.died(died, self._worker_lost(died, now), now), now)
 
     def _from_worker(self, message: Completed | LoadFailed | Checked, now: float) -> None:
         match message:

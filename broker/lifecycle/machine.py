@@ -8,8 +8,8 @@ A pure machine: every public method takes an event and returns what is to be don
     launcher died        launcher_gone()
     WorkerHello          dispatcher.worker_hello first; if that says False: Kill, and not a word to this machine
     Preparing, Spawned, SpawnFailed, Completed, Ready, LoadFailed      the method of that name
-    Died                 dispatcher.worker_lost(worker, machine.death_fault(died), now) -> retrying, then
-                         died(…, counts: 1, or less if a request is to blame)
+    Died                 dispatcher.worker_lost(worker, machine.death_fault(died), now) -> counts, then
+                         died(…, counts)
     Timeouts.overdue     kill(), for each
     LoadModel, UnloadModel, AskReady, Checked      load(), unload(), ask_ready(), checked()
     next_wakeup passed   tick()

@@ -201,23 +201,27 @@ class Dispatcher:
             worker.drain_sent = True
             self._out.append(ToControl(worker.name, Drain()))
 
-    def worker_lost(self, worker: str, cause: Fault, now: float, memory_fault: bool = False) -> bool:
-        """It is dead. What it held is ``Lost``. True if it held a request with attempt > 1, or one in a client's memory
-        at a ``memory_fault``: then its death says more about that request than about the model."""
+    def worker_lost(self, worker: str, cause: Fault, now: float, memory_fault: bool = False) -> int:
+        """It is dead. What it held is ``Lost``. Returns how its death counts for the model, see ``Instance.has_died``:
+        not if it held a request with attempt > 1, or one in a client's memory at a ``memory_fault``, because then it
+        says more about that request. The former takes its first death back, unless every request ends the model."""
         self._recovery.died(worker)
         slot = self._workers.pop(worker, None)
-        retrying = cut = False
+        counts = 1
         if slot is not None:
             jobs = slot.end()
             self._paused.discard(slot)
             self._dirty[slot.model] = None
-            retrying = any(job.attempt > 1 for job in jobs)
-            cut = memory_fault and any(job.uses_client_memory for job in jobs)
-            if retrying and len(jobs) == 1 and not jobs[0].cancelled:
-                slot.model.statistics.fail(BACKEND, jobs[0].enqueued, now)
+            statistics = slot.model.statistics
+            if any(job.attempt > 1 for job in jobs):
+                counts = -1 if statistics.has_succeeded else 0
+                if len(jobs) == 1 and not jobs[0].cancelled:
+                    statistics.fail(BACKEND, jobs[0].enqueued, now)
+            elif memory_fault and any(job.uses_client_memory for job in jobs):
+                counts = 0
             self._requesters.lose(worker, jobs, len(jobs) == 1, cause)
         self._settle_missing()
-        return retrying or cut
+        return counts
 
     def unreachable(self, worker: str, batch: int, now: float) -> None:
         """``batch`` could not be sent: its requests go back to where they were, unless nobody waits for them any more,

@@ -29,11 +29,6 @@ class Reports:
         model = self._models.get((name, version))
         return (0, 0) if model is None else (model.queued, model.running)
 
-    def has_answered(self, name: str, version: int) -> bool:
-        """Whether a request has succeeded since the version was loaded."""
-        model = self._models.get((name, version))
-        return model is not None and model.statistics.has_succeeded
-
     def work_of(self, worker: str, now: float) -> tuple[bool, int, float]:
         """Whether it holds something, how many batches it has done for this broker, and for how long it has run its
         present batch."""

@@ -125,7 +125,7 @@ class Interleavings(RuleBasedStateMachine):
         elif what == "failed":
             out = machine.load_failed(process.id, Fault("Internal", "late"), now)
         elif what == "died":
-            out = machine.died(Died(process.id, process.pid, None, 9), True, now)
+            out = machine.died(Died(process.id, process.pid, None, 9), 1, now)
         else:
             out = machine.spawned(process.id, process.pid, now)
         self.world.do(out)

@@ -99,7 +99,7 @@ def test_where_it_hung_is_shown_and_not_told_to_clients() -> None:
     died = Died(worker.id, worker.pid, None, 6, DUMP, TIMED_OUT)
     assert world.machine.death_fault(died).message == f"the worker of instance 'm_0_0' {TIMED_OUT}"
     worker.state = "dead"
-    world.do(world.machine.died(died, True, world.now))
+    world.do(world.machine.died(died, 1, world.now))
     last_error = world.machine.instances(world.now)[0].last_error
     assert last_error == f"the worker of instance 'm_0_0' {TIMED_OUT}, in compute, model.py line 7"
 
@@ -123,7 +123,7 @@ def test_causes(died: Died, cause: str) -> None:
     (worker,) = world.alive
     worker.state = "dead"
     died = Died(worker.id, worker.pid, died.exit_code, died.signal, "", died.reason)
-    world.do(world.machine.died(died, True, world.now))
+    world.do(world.machine.died(died, 1, world.now))
     assert deaths(world) == {cause: 1}
 
 

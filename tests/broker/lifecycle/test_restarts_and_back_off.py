@@ -70,7 +70,7 @@ def test_deaths_that_a_request_is_to_blame_for_do_not_count() -> None:
     for _ in range(30):
         (process,) = world.alive
         process.state = "dead"
-        world.do(world.machine.died(Died(process.id, process.pid, None, 9), False, world.now))
+        world.do(world.machine.died(Died(process.id, process.pid, None, 9), 0, world.now))
         world.settle()
     assert world.entry().state == READY and len(world.alive) == 1
 
@@ -215,7 +215,7 @@ def test_restarts_wait_for_the_launcher() -> None:
     world.launcher_dies()
     victim = world.alive[0]
     victim.state = "dead"
-    world.do(world.machine.died(Died(victim.id, victim.pid, None, 9), True, world.now))
+    world.do(world.machine.died(Died(victim.id, victim.pid, None, 9), 1, world.now))
     assert not world.alive
     world.launcher_hello()
     world.settle()

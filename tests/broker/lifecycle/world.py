@@ -267,7 +267,7 @@ class World:
         self.due = [(what, event) for what, event in self.due if source_of(what) != process.id]
         if self.launcher:
             died = Died(process.id, process.pid, exit_code, signal, tail, reason)
-            self.due.append((f"died {process.id}", lambda: self.machine.died(died, True, self.now)))
+            self.due.append((f"died {process.id}", lambda: self.machine.died(died, 1, self.now)))
 
     def fail_load(self, process: Process, fault: Fault) -> None:
         """The worker reports why it cannot load, then exits."""

@@ -115,25 +115,37 @@ def test_a_retried_request_runs_first_and_alone() -> None:
 def test_a_death_names_what_was_held_and_whether_it_was_alone() -> None:
     bench = Bench(batching=BATCHING)
     bench.submit(1)
-    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now) is False
+    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now) == 1
     assert bench.dispatch() == [ToPeer("r", Lost("w0", (1,), True, DEAD, (1,), 1))]
     bench.add_worker("w1")
     bench.submit(2, 3)
-    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now) is False
+    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now) == 1
     assert bench.dispatch() == [ToPeer("r", Lost("w1", (2, 3), False, DEAD, (1, 1), 2))]
     bench.add_worker("w2")
     bench.submit(3, attempt=2)
-    assert bench.dispatcher.worker_lost("w2", DEAD, bench.now) is True
+    assert bench.dispatcher.worker_lost("w2", DEAD, bench.now) == 0, "perhaps every request ends it"
+
+
+def test_of_a_model_that_answers_others_a_retried_request_takes_its_first_death_back() -> None:
+    bench = Bench()
+    bench.done("w0", only_batch(bench.submit(1)))
+    bench.submit(2)
+    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now) == 1
+    bench.add_worker("w1")
+    bench.submit(2, attempt=2)
+    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now) == -1
 
 
 @pytest.mark.parametrize("memory_fault", [False, True])
 def test_a_client_that_cuts_its_memory_is_to_blame(memory_fault: bool) -> None:
+    """Which takes no death before it back."""
     bench = Bench()
+    bench.done("w0", only_batch(bench.submit(1)))
     bench.submit(1)
-    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now, memory_fault) is False
+    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now, memory_fault) == 1
     bench.add_worker("w1")
     bench.submit(2, targets=(OutputTarget("OUT", ClientRegion(1, 0, 4)),))
-    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now, memory_fault) is memory_fault
+    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now, memory_fault) == (0 if memory_fault else 1)
 
 
 def test_an_unreachable_worker_costs_nothing() -> None:

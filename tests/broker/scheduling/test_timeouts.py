@@ -92,7 +92,7 @@ def test_a_condemned_worker_gets_nothing_more() -> None:
     assert bench.overdue_at(12.0)
     bench.done("w0", batch)
     assert bench.submit(2) == []
-    assert not bench.dispatcher.worker_lost("w0", DEAD, bench.now)
+    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now) == 1
     bench.add_worker("w1")
     assert [item.request.id for item in only_batch(bench.dispatch()).items] == [2]
 
@@ -101,12 +101,12 @@ def test_the_second_time_convicts_and_does_not_count() -> None:
     bench = TimedBench(workers=2)
     bench.submit(1)
     assert bench.overdue_at(12.0) == [Overdue("w0", REASON)]
-    assert not bench.dispatcher.worker_lost("w0", DEAD, bench.now)
+    assert bench.dispatcher.worker_lost("w0", DEAD, bench.now) == 1
     [lost] = [instruction.message for instruction in bench.dispatch()]
     assert isinstance(lost, Lost) and lost.alone
     bench.submit(1, attempt=2)
     assert bench.overdue_at(14.0) == [Overdue("w1", REASON)]
-    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now)
+    assert bench.dispatcher.worker_lost("w1", DEAD, bench.now) == 0
 
 
 def test_what_a_former_broker_gave_it_counts_from_its_adoption() -> None:

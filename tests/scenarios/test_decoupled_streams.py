@@ -1,6 +1,7 @@
 """Streams that are read slowly, cancelled, or lose their model: nobody else notices, and nothing stays behind."""
 
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ from tests.scenarios.conftest import Serve
 from tests.scenarios.decoupled import Stream, telling, text_of, write_decoupled_models
 from tests.scenarios.harness import Server
 
-STREAMS = 1000
+#: ``CONCH_STREAMS=10000`` for more
+STREAMS = int(os.environ.get("CONCH_STREAMS", "1000"))
 #: of one worker's outputs: what stays leased would soon fill it
 ARENA_NBYTES = 192 << 20
 #: less than what the clients of one model may leave unread
@@ -93,7 +95,7 @@ def test_clients_that_do_not_read_fill_a_worker_s_memory(serve: Serve, repositor
     until_idle(server)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(240 * max(1, STREAMS // 1000))
 def test_streams_that_are_cancelled(serve: Serve, repository: Path) -> None:
     """At random, with small and large responses on their way."""
     server = serve(repository, f"--worker-arena-nbytes={ARENA_NBYTES}")

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from math import inf
 from pathlib import Path
 
+from conch.seldom import Seldom
 from workers.looks import next_look_s
 
 logger = logging.getLogger("conch.workers.launcher")
@@ -24,7 +25,6 @@ LOOK_S = 1.0
 SOONEST_LOOK_S = 0.05
 #: between two copies of one log
 COPY_EVERY_S = 2.0
-_TELL_EVERY_S = 10.0
 _COPIED_AT_ONCE_NBYTES = 1 << 20
 
 
@@ -33,7 +33,8 @@ class _Log:
         self.nbytes = 0
         self.looked_at = now
         self.next_look = now
-        self.copied_at = self.told_at = -inf
+        self.copied_at = -inf
+        self.dropped = Seldom()
 
 
 class LogBounds:
@@ -74,8 +75,7 @@ class LogBounds:
                 return
             self._copying = None
         if now - log.copied_at < COPY_EVERY_S:
-            if now - log.told_at > _TELL_EVERY_S:
-                log.told_at = now
+            if log.dropped.is_told(now):
                 logger.warning("%s grows so fast that parts of it are dropped", path.name)
             _cut(path)
             return

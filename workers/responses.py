@@ -45,8 +45,8 @@ from workers.flow import Flow
 
 logger = logging.getLogger("conch.workers.responses")
 
-#: how long an announced segment may take to arrive, and how long a requester may take to read, before it counts as gone.
-#: Others wait meanwhile. A frontend that is busy with one large request may need most of it
+#: how long an announced segment may take to arrive, and how long a requester may take to read, before it counts as
+#: gone. Others wait meanwhile. A frontend that is busy with one large request may need most of it
 SEGMENT_TIMEOUT_S = 2.0
 SEND_TIMEOUT_S = 2.0
 #: descriptors that a new connection takes at least, with what is announced on it

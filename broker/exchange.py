@@ -45,7 +45,6 @@ from conch.messages import (
     Died,
     Done,
     Fault,
-    Kill,
     LauncherHello,
     LoadFailed,
     MetricsReport,
@@ -338,8 +337,7 @@ class Exchange:
         if not self._dispatcher.worker_hello(worker, hello.model, hello.version, hello.running, now):
             logger.error("worker %s of '%s', pid %s, is not expected here", worker, hello.model, hello.pid)
             self._outlet.send(peer, Unwelcome(self.epoch, Fault("Internal", "this worker is not expected")))
-            if self._peers.launcher is not None:
-                self._outbox.tell(self._peers.launcher[0], Kill(worker))
+            self._live(self._lifecycle.kill(worker, "", now), now)
             return
         self._peers.workers[worker] = hello
         self._peers.worker_sockets[b"C" + worker.encode()] = worker

@@ -111,7 +111,7 @@ class Acceptor:
     def _cannot_accept(self, error: OSError) -> None:
         if self._failed.is_told(self._loop.time()):
             logger.error("clients' connections cannot be accepted: %s", error.strerror)
-        if error.errno not in _NO_DESCRIPTOR or not self._turn_away():
+        if (error.errno not in _NO_DESCRIPTOR or not self._turn_away()) and self._resumption is None:
             self._loop.remove_reader(self._listener.fileno())
             self._resumption = self._loop.call_later(_PAUSE_SECONDS, self._resume)
 

@@ -152,7 +152,8 @@ class Signals(SignalReceiver):  # type: ignore[misc] # supervisor has no types
         super().receive(number, frame)
 
     def _end_delay(self) -> None:
-        for process in self._supervisord.process_groups[_FRONTENDS].processes.values():
+        frontends = self._supervisord.process_groups.get(_FRONTENDS)  # an operator may have removed them
+        for process in () if frontends is None else frontends.processes.values():
             process.config.stopsignal = DRAIN_SIGNAL
             if process.state == ProcessStates.STOPPING and process.pid:
                 with contextlib.suppress(ProcessLookupError):

@@ -27,6 +27,8 @@ class Limits(msgspec.Struct, frozen=True):
     window_nbytes: int = 256 * 1024
     #: an encoded header block, over all its frames
     header_block_nbytes: int = 65536
+    #: from the first of them to the last
+    header_seconds: float = 10.0
     #: cancelled calls at once, and per second
     cancelled: int = 4096
     cancelled_per_second: float = 1000.0

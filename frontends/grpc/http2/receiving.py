@@ -101,6 +101,16 @@ class Receiver:
     def stopped(self) -> bool:
         return self._state == _NOTHING
 
+    @property
+    def unfinished_headers(self) -> int:
+        """The number of the stream whose headers have begun and not ended, or 0."""
+        if self._headers is not None:
+            return self._headers[0]
+        if len(self._tail) < HEADER_NBYTES or self._state != _FRAMES:
+            return 0
+        _, _, kind, _, number = unpack_header(self._tail, 0)
+        return number & MAX_31_BITS if kind == frames.HEADERS else 0
+
     def stop(self) -> None:
         """What still comes is dropped."""
         self._state = _NOTHING

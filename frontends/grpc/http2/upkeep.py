@@ -20,7 +20,7 @@ _KEEPALIVE: Final = b"keepaliv"
 class Upkeep:
     """Of one connection that speaks HTTP/2."""
 
-    __slots__ = ("_connection", "_draining_since", "_limits", "_liveness")
+    __slots__ = ("_connection", "_draining_since", "_grace_s", "_headers", "_limits", "_liveness")
 
     def __init__(self, connection: "Connection") -> None:
         engine = connection.engine
@@ -29,6 +29,10 @@ class Upkeep:
         self._liveness = Liveness(engine.limits, engine.now)
         #: when the first GOAWAY was sent
         self._draining_since: float | None = None
+        #: how long calls may take from then on; 0 is any time
+        self._grace_s = 0.0
+        #: stream whose headers were not complete at the last look, or 0, and since when
+        self._headers = (0, engine.now)
 
     def ping(self, flags: int, payload: bytes) -> None:
         """One has come. Raises ``ConnectionFault``."""
@@ -46,6 +50,9 @@ class Upkeep:
 
     def check(self, now: float) -> None:
         self._check_calls(now)
+        if self._are_headers_slow(now):
+            self._connection.end(frames.ENHANCE_YOUR_CALM, "headers arrive too slowly")
+            return
         if self._draining_since is not None:
             self._check_draining(now - self._draining_since)
             return
@@ -60,6 +67,7 @@ class Upkeep:
             case Due.ABORT:
                 connection.abort()
             case Due.DRAIN:
+                self._grace_s = self._limits.age_grace_seconds
                 self.drain(now, "max_age")
             case Due.NOTHING:
                 pass
@@ -81,6 +89,12 @@ class Upkeep:
             elif rpc.is_slow(now):
                 rpc.fail(_TOO_SLOW)
 
+    def _are_headers_slow(self, now: float) -> bool:
+        number = self._connection.receiver.unfinished_headers
+        if number != self._headers[0]:
+            self._headers = (number, now)
+        return number != 0 and now - self._headers[1] > self._limits.header_seconds
+
     def drain(self, now: float, reason: str) -> None:
         """No new calls, once the client has heard of it; the others may end."""
         if self._draining_since is not None:
@@ -91,8 +105,8 @@ class Upkeep:
         sender.control(frames.frame(frames.PING, 0, 0, _DRAINING))
 
     def _check_draining(self, elapsed_s: float) -> None:
-        limits, connection = self._limits, self._connection
-        if limits.age_grace_seconds and elapsed_s > limits.age_grace_seconds:
+        connection = self._connection
+        if self._grace_s and elapsed_s > self._grace_s:
             connection.abort()
-        elif not connection.is_leaving and elapsed_s > limits.keepalive_timeout_seconds:
+        elif not connection.is_leaving and elapsed_s > self._limits.keepalive_timeout_seconds:
             connection.last_goaway()  # it has not answered the ping

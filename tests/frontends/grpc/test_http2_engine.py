@@ -236,7 +236,7 @@ async def test_old_connections_end_when_their_calls_have() -> None:
 
 async def test_clients_are_asked_to_part() -> None:
     """They begin no more calls on their connections, and those that they have are finished."""
-    async with Limited(keepalive_timeout_seconds=0.1) as limited:
+    async with Limited(keepalive_timeout_seconds=0.1, age_grace_seconds=0.01) as limited:
         asking = asyncio.create_task(said(limited, PREFACE + frame(1, 4, 1, headers("Hold")) + message(1, b"")))
         held = await limited.application.held.get()
         (connection,) = limited.engine.connections
@@ -272,6 +272,24 @@ async def test_old_connections_end_anyway() -> None:
 async def test_connections_that_do_nothing(limits: dict[str, Any], data: bytes) -> None:
     async with Limited(**limits) as limited:
         await said(limited, data)
+
+
+DRIPPING = frame(1, 0, 3, HEADERS[:5])
+
+
+@pytest.mark.parametrize("begun", [DRIPPING, frame(1, 4, 3, HEADERS)[:-1]])
+async def test_headers_that_come_too_slowly(begun: bytes) -> None:
+    async with Limited(header_seconds=0.1) as limited:
+        reader, writer = await asyncio.open_connection("127.0.0.1", limited.port)
+        told = asyncio.create_task(reader.read())
+        writer.write(PREFACE + frame(1, 4, 1, HEADERS) + message(1, b"") + begun)
+        async with asyncio.timeout(10):
+            while not told.done():
+                await asyncio.sleep(0.02)
+                if begun is DRIPPING:
+                    writer.write(frame(9, 0, 3, b"\0"))
+        writer.close()
+        assert b"headers arrive too slowly" in told.result()
 
 
 @pytest.mark.parametrize("data", [b"", b"\0\0", b"\0\0\0\0\5xxx"])

@@ -161,9 +161,7 @@ class Server:
     def _handle(self, peer: bytes, message: ToBroker, now: float) -> None:
         try:
             if isinstance(message, (RequesterHello, Died, LauncherHello)):
-                # what the peer, or whoever died, had sent on its data connection comes before this
-                for descriptor in self._links.descriptors():
-                    self._hear(descriptor)
+                self._hear_all()
             self._exchange.receive(peer, message, now)
         except Exception:  # one peer's message must not end the broker
             self._tell_of_unhandled()
@@ -197,6 +195,11 @@ class Server:
                 if self._deaths.retry_at is not None and self._deaths.retry_at <= now:
                     for dead in self._deaths.retry(now):
                         self._died(dead)
+
+    def _hear_all(self) -> None:
+        """What a peer, or whoever died, had sent on its data connection comes before its HELLO, or its death."""
+        for descriptor in self._links.descriptors():
+            self._hear(descriptor)
 
     def _hear(self, descriptor: int) -> None:
         """Takes everything that has come on a data connection."""
@@ -242,6 +245,7 @@ class Server:
         self._exchange.kill_all(now)
 
     def _died(self, peer: bytes) -> None:
+        self._hear_all()
         self._exchange.gone(peer, time.monotonic())
         if peer.isalnum():
             socket = self._run_dir.requester_socket(peer.decode())

@@ -1,9 +1,12 @@
 """The broker process on real sockets."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from conch.messages import PROTOCOL_VERSION, Awaited, Running
 from conch.process import StopSignals
 from conch.run_dir import RunDir
 from conch.settings import Settings
-from tests.broker.harness import DataEnd, Launcher, around, broker, write_model
+from tests.broker.harness import DataEnd, Launcher, Requester, Worker, around, broker, write_model
 
 
 @pytest.fixture
@@ -256,9 +259,12 @@ def test_a_stop_lets_models_ask(run_dir: Path, repository: Path) -> None:
         assert process.process.wait(10) == 0
 
 
-@pytest.mark.parametrize("first", ["launcher", "stop"])
-def test_a_stop_without_a_launcher(run_dir: Path, repository: Path, first: str) -> None:
-    """While the server stops nobody starts another launcher: the broker sees the workers' deaths itself."""
+@contextmanager
+def stopping_alone(
+    run_dir: Path, repository: Path, launcher_first: bool
+) -> Iterator[tuple["subprocess.Popen[bytes]", Requester, Worker, messages.Batch, "subprocess.Popen[bytes]"]]:
+    """A broker that is told to stop while a worker runs a batch, and has no launcher: its process, who asked, and the
+    worker with its batch and with the process that it claims to be, which dies at the end. Then the broker ends."""
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen(sleep) as launching, subprocess.Popen(sleep) as working:
         with broker(run_dir, repository) as process, around(run_dir) as peers:
@@ -270,19 +276,37 @@ def test_a_stop_without_a_launcher(run_dir: Path, repository: Path, first: str) 
                 requester.expect_table("echo", "READY")
                 requester.submit(1, "echo")
                 batch = worker.batch()
-                if first == "launcher":
+                if launcher_first:
                     launching.kill()
                     launching.wait()
                 process.process.terminate()
                 while requester.expect(messages.ModelTable).server != "exiting":
                     pass
                 launching.kill()
-                worker.done(batch)
-                worker.control.expect(messages.Drain)
+                yield process.process, requester, worker, batch, working
             finally:
                 launching.kill()
                 working.kill()
             assert process.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("launcher_first", [True, False])
+def test_a_stop_without_a_launcher(run_dir: Path, repository: Path, launcher_first: bool) -> None:
+    """While the server stops nobody starts another launcher: the broker sees the workers' deaths itself."""
+    with stopping_alone(run_dir, repository, launcher_first) as (_, _, worker, batch, _):
+        worker.done(batch)
+        worker.control.expect(messages.Drain)
+
+
+def test_what_a_worker_sent_before_its_death_counts_without_a_launcher_too(run_dir: Path, repository: Path) -> None:
+    with stopping_alone(run_dir, repository, launcher_first=True) as (process, requester, worker, batch, working):
+        process.send_signal(signal.SIGSTOP)
+        working.kill()
+        working.wait()
+        worker.done(batch)
+        process.send_signal(signal.SIGCONT)
+        while (message := requester.receive(1)) is not None:
+            assert not isinstance(message, messages.Lost)
 
 
 def test_a_stop_has_a_limit(run_dir: Path, repository: Path) -> None:

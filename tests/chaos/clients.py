@@ -121,6 +121,8 @@ def _is_broken(error: Exception) -> bool:
         return error.status() in (None, "StatusCode.UNAVAILABLE") and any(text in str(error) for text in _BROKEN)
     if isinstance(error, grpc.RpcError):
         return error.code() == grpc.StatusCode.UNAVAILABLE and any(text in error.details() for text in _BROKEN)
+    if isinstance(error, TimeoutError):
+        return False
     return isinstance(error, OSError) or type(error).__module__.startswith(("http.client", "geventhttpclient"))
 
 

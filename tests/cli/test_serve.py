@@ -21,7 +21,8 @@ from conch.cli.serve import check_installation
 from conch.process import hold_lock
 from conch.run_dir import RunDir
 from tests.certificates import make, needs_openssl
-from tests.scenarios.harness import EXAMPLE_MODELS, REPOSITORY_ROOT, Server, free_port, serving
+from tests.ports import free_port
+from tests.scenarios.harness import EXAMPLE_MODELS, REPOSITORY_ROOT, Server, serving
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -225,8 +226,9 @@ def test_nohup_and_a_reader_that_is_gone(repository: Path, run_dir: Path) -> Non
         server.process.stdout.close()
         wait_until(server.ready, server)
         server.process.send_signal(signal.SIGHUP)
-        os.kill(server.program_pid("http"), signal.SIGKILL)  # there is something to be shown
-        wait_until(lambda: not server.ready(), server)
+        former = server.program_pid("http")
+        os.kill(former, signal.SIGKILL)  # there is something to be shown
+        wait_until(lambda: server.program_pids("http") not in ([former], [0], []), server)
         wait_until(server.ready, server)
         server.process.terminate()
         assert server.process.wait(15) == 0, server.report()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.processes import environment
-from tests.scenarios.harness import EXAMPLE_MODELS, REPOSITORY_ROOT, Server, free_port
+from tests.scenarios.harness import EXAMPLE_MODELS, REPOSITORY_ROOT, Server
 
 COMMAND = [sys.executable, "-m", "supervisor.supervisord", "-c", str(REPOSITORY_ROOT / "supervisord.conf")]
 

@@ -7,7 +7,6 @@ import json
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 from conch.process import lock_holder
 from conch.run_dir import RunDir
 from shm.segment import SHARED_MEMORY_FOLDER, name_prefix
+from tests.ports import free_port
 from tests.processes import all_processes, command_line, environment
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
@@ -30,18 +30,6 @@ STARTED = {
     "allow-http": "Started HTTPService",
     "allow-metrics": "Started Metrics Service",
 }
-#: ports that a test gave out: the system may offer one again before its server listens there
-_ports_given: set[int] = set()
-
-
-def free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _ports_given:
-            _ports_given.add(port)
-            return port
 
 
 @dataclass

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import tritonclient.http
 
-from tests.scenarios.harness import REPOSITORY_ROOT, Server, free_port, serving
+from tests.ports import free_port
+from tests.scenarios.harness import REPOSITORY_ROOT, Server, serving
 
 MODEL = """
 import helper

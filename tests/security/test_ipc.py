@@ -40,9 +40,12 @@ MOST_LINES = 400
 SOMEBODY_ELSE = """
 import json, os, socket, sys
 sockets, files = json.loads(sys.argv[1])
-os.setgroups([])
-os.setgid(65534)
-os.setuid(65534)
+try:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+except OSError:
+    sys.exit("nobody else")
 
 def connect(kind, path):
     with socket.socket(socket.AF_UNIX, kind) as client:
@@ -88,8 +91,8 @@ def test_nothing_has_a_name_without_permissions(server: Server) -> None:
         if len(fields) > 7 and fields[7].startswith("@"):
             assert f"socket:[{fields[6]}]" not in inodes, line
     listening = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+    for table in Path("/proc/net").glob("tcp*"):  # there may be no IPv6
+        for line in table.read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
                 listening.add(fields[1])
@@ -105,6 +108,8 @@ def test_other_users_cannot_connect(server: Server) -> None:
     files = [str(server.run_dir), f"{SHARED_MEMORY_FOLDER}/{own_segment()}"]
     command = [sys.executable, "-c", SOMEBODY_ELSE, json.dumps([sockets, files])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    if done.stderr == "nobody else\n":
+        pytest.skip("there is only one user here")
     assert (done.stdout, done.stderr) == ("refused\n" * (2 * len(sockets) + len(files)), "")
 
 

@@ -41,13 +41,13 @@ GZIP, DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("encoding", "wbits"), [("gzip", GZIP), ("deflate", DEFLATE)])
 def test_bombs(server: Server, witness: Witness, encoding: str, wbits: int) -> None:
-    """Eight, four at once. A connection each, and a body in chunks for every other one."""
+    """Four at once. A connection each, and a body in chunks for every other one."""
     body = bomb(128 * MIB, wbits)
     whole = head(NUMBERS_PATH, f"Content-Encoding: {encoding}", f"Content-Length: {len(body)}") + body
     pieces = head(NUMBERS_PATH, f"Content-Encoding: {encoding}", "Transfer-Encoding: chunked")
     pieces += chunked(body[i : i + 65536] for i in range(0, len(body), 65536))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for status, text in pool.map(lambda sent: answer(server, sent), (whole, pieces) * 4):
+        for status, text in pool.map(lambda sent: answer(server, sent), (whole, pieces) * 2):
             assert status == 400, text
             assert b"Decompressed data size exceeds the maximum allowed value of 67108864 bytes" in text
     witness.check(GROWN_NBYTES)
@@ -71,7 +71,10 @@ def test_encodings_within_encodings(server: Server, witness: Witness) -> None:
     witness.check(GROWN_NBYTES)
 
 
-def tensor(data: str, datatype: str = "UINT8", count: int = 1_000_000) -> str:
+MANY = 300_000
+
+
+def tensor(data: str, datatype: str = "UINT8", count: int = MANY) -> str:
     return f'{{"inputs":[{{"name":"INPUT0","datatype":"{datatype}","shape":[{count}],"data":{data}}}]}}'
 
 
@@ -90,7 +93,6 @@ def parameters(found: dict[str, Any]) -> str:
     return inputs(GOOD, parameters=found)
 
 
-MANY = 1_000_000
 #: path, body, statuses; HTTP 500 is Triton's for JSON of the wrong type
 LARGE_JSON: dict[str, tuple[str, Callable[[], str], set[int]]] = {
     "floats for bytes": (NUMBERS_PATH, lambda: tensor("[" + "1.5," * (MANY - 1) + "1.5]"), {500}),
@@ -98,13 +100,13 @@ LARGE_JSON: dict[str, tuple[str, Callable[[], str], set[int]]] = {
     "fewer than declared": (NUMBERS_PATH, lambda: tensor("[1]"), {500}),
     "more than declared": (NUMBERS_PATH, lambda: tensor("[" + "1," * (MANY - 1) + "1]", count=1), {500}),
     "one in each array": (NUMBERS_PATH, lambda: tensor("[" + "[1]," * (MANY - 1) + "[1]]"), {200}),
-    "a million empty arrays": (NUMBERS_PATH, lambda: tensor("[" + "[]," * (MANY - 1) + "[]]"), {400, 500}),
-    "three million arrays": (NUMBERS_PATH, lambda: tensor("[" + "[]," * (3 * MANY) + "[]]"), {400}),
-    "a million texts": (TEXTS_PATH, lambda: tensor("[" + '"",' * (MANY - 1) + '""]', "BYTES"), {200}),
+    "empty arrays": (NUMBERS_PATH, lambda: tensor("[" + "[]," * (MANY - 1) + "[]]"), {400, 500}),
+    "three million arrays": (NUMBERS_PATH, lambda: tensor("[" + "[]," * 3_000_000 + "[]]"), {400}),
+    "empty texts": (TEXTS_PATH, lambda: tensor("[" + '"",' * (MANY - 1) + '""]', "BYTES"), {200}),
     "numbers of many digits": (NUMBERS_PATH, lambda: tensor("[" + "9" * 10_000_000 + "]", count=1), {400, 500}),
-    "a million dimensions": (
+    "very many dimensions": (
         NUMBERS_PATH,
-        lambda: tensor("[1]").replace("[1000000]", "[" + "9223372036854775807," * (MANY - 1) + "1]"),
+        lambda: tensor("[1]").replace(f"[{MANY}]", "[" + "9223372036854775807," * (MANY - 1) + "1]"),
         {400},
     ),
     "20,000 unknown outputs": (SIMPLE, lambda: outputs([{"name": f"OUT{i}"} for i in range(20_000)]), {400}),
@@ -129,7 +131,7 @@ LARGE_JSON: dict[str, tuple[str, Callable[[], str], set[int]]] = {
     "10,000 parameters": (SIMPLE, lambda: parameters({f"p{i}": "x" * 100 for i in range(10_000)}), {400}),
     "a parameter of 10 MiB": (SIMPLE, lambda: parameters({"p": "x" * (10 * MIB)}), {400}),
     "an id of 10 MiB": (SIMPLE, lambda: inputs(GOOD, id="x" * (10 * MIB)), {400}),
-    "one name a million times": (NUMBERS_PATH, lambda: "{" + '"inputs":[],' * MANY + '"id":""}', {400}),
+    "one name very often": (NUMBERS_PATH, lambda: "{" + '"inputs":[],' * MANY + '"id":""}', {400}),
 }
 
 
@@ -152,7 +154,7 @@ def field(number: int, data: bytes) -> bytes:
     return bytes([number << 3 | 2]) + bytes(length) + bytes([nbytes]) + data
 
 
-SMALL = 16 * MIB
+SMALL = 4 * MIB
 #: method and message: each would take protobuf seconds, and up to 40 times its size
 LARGE_GRPC: dict[str, tuple[str, Callable[[], bytes]]] = {
     "empty inputs": ("ModelInfer", lambda: b"\x2a\x00" * (SMALL // 2)),

@@ -3,11 +3,11 @@
 
 import socket
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.frontends.grpc.http2 import frame
+from tests.scenarios.faults.limits import processor_s
 from tests.scenarios.harness import Server
 from tests.security import wire
 from tests.security.conftest import SIMPLE, Witness, check_answers, simple_body
@@ -72,11 +72,6 @@ def test_rapid_reset(server: Server, witness: Witness) -> None:
             break
         assert time.monotonic() < deadline, f"the frontend is busy: {share:.0%}"
     witness.check(GROWN_NBYTES)
-
-
-def processor_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 @pytest.mark.parametrize(

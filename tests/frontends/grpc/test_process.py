@@ -12,8 +12,9 @@ import pytest
 from conch.run_dir import RunDir
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
 from tests.frontends.grpc.support import ADDRESS, SERVICE, TIMEOUT_S, pb, simple_request
-from tests.frontends.process import Process, check_stop_while_models_load, free_port, listens
+from tests.frontends.process import Process, check_stop_while_models_load, listens
 from tests.frontends.samples import entry, table
+from tests.ports import free_port
 
 ENGINES = ["aio", "http2"]
 

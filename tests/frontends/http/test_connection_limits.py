@@ -246,7 +246,7 @@ def test_half_open_connections_disturb_nobody() -> None:
                 connection.sendall(post())
                 assert read_response(connection)[0] == 200
                 seconds.append(time.monotonic() - begin)
-        assert sorted(seconds)[90] < 0.05
+        assert sorted(seconds)[90] < 0.5
         for connection in half_open:
             connection.close()
         wait_until(lambda: not frontend.engine.connections)

@@ -10,8 +10,9 @@ from typing import Any
 from conch.run_dir import RunDir
 from tests.frontends.fakes import FakeBroker, FakeWorker, eventually, on_uvloop
 from tests.frontends.http.support import simple_request
-from tests.frontends.process import ADDRESS, Process, check_stop_while_models_load, free_port, listens
+from tests.frontends.process import ADDRESS, Process, check_stop_while_models_load, listens
 from tests.frontends.samples import entry, table
+from tests.ports import free_port
 
 
 def process_of(run_dir: Path, port: int, **settings: Any) -> Process:

@@ -29,8 +29,9 @@ from frontends.metrics.application import MetricsApplication
 from frontends.metrics.observer import Observer
 from tests.frontends.fakes import FakeBroker, eventually, on_uvloop
 from tests.frontends.metrics.test_pages import statistics
-from tests.frontends.process import ADDRESS, Process, free_port, listens
+from tests.frontends.process import ADDRESS, Process, listens
 from tests.frontends.samples import entry, table
+from tests.ports import free_port
 
 
 async def ask(port: int, target: str = "/metrics", method: str = "GET") -> tuple[int, bytes]:

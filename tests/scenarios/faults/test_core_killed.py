@@ -27,7 +27,7 @@ from tests.scenarios.harness import Server, serving
 from tests.scenarios.models import write_model
 
 #: the broker's successor has to start, and everybody to find it
-BROKER_AWAY_S = 8.0
+BROKER_AWAY_S = 10.0
 
 # Loads once a file is there.
 SLOW = """

@@ -36,8 +36,8 @@ class TritonPythonModel:
 """
 LARGE = 3 << 20
 IDLE_CLIENTS = 10_000
-#: of one second, while nothing is to do
-IDLE_PROCESSOR_S = 0.3
+#: of one second, with nothing to do but what bystanders ask
+IDLE_PROCESSOR_S = 0.5
 
 
 @pytest.fixture(scope="module")

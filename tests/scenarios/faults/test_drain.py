@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import os
 import queue
 import signal
@@ -32,8 +33,11 @@ LONG_DELAY = "--drain-delay-secs=60"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}
 #: far less than that delay
 SOON_S = 30.0
-#: longer than half of the delay of 2 s, when connections are asked to part
-REACTS_IN_S = 1.2
+DELAY_S = 4
+#: longer than half of the delay, when connections are asked to part, and far from its end
+REACTS_IN_S = 2.2
+#: on an idle connection of a server that drains, this long is waited for one more request
+LAST_REQUESTS_S = 0.25
 SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
 #: grpc.health.v1.HealthCheckResponse
 NOT_SERVING = b"\x08\x02"
@@ -137,10 +141,12 @@ class Balanced:
             assert not thread.is_alive()
 
     def _balance(self) -> None:
-        while self.is_ready():
-            time.sleep(0.02)
-        time.sleep(self.reacts_in_s)
-        self._over.set()
+        try:
+            while self.is_ready():
+                time.sleep(0.02)
+            time.sleep(self.reacts_in_s)
+        finally:
+            self._over.set()
 
     def _ask(self) -> None:
         while not self._over.is_set():
@@ -210,7 +216,7 @@ class Stream:
 
 @pytest.mark.parametrize("as_service", [False, True])
 def test_behind_a_load_balancer_no_request_fails(repository: Path, run_dir: Path, as_service: bool) -> None:
-    flags = ["--drain-delay-secs=2", "--http-process-count=2"]
+    flags = [f"--drain-delay-secs={DELAY_S}", "--http-process-count=2"]
     with running(Server([repository], run_dir, flags), as_service) as server, contextlib.ExitStack() as stack:
         client = stack.enter_context(tritonclient.grpc.InferenceServerClient(server.grpc_url))
         clients = [
@@ -227,9 +233,10 @@ def test_behind_a_load_balancer_no_request_fails(repository: Path, run_dir: Path
         idle_stream.ask("first")
         assert idle_stream.answer() == "first"
         long_answers: list[tuple[int, bytes]] = []
-        long_request = threading.Thread(target=lambda: long_answers.append(obey(server, "sleep 2.5")))
+        long_order = f"sleep {DELAY_S + 0.5}"
+        long_request = threading.Thread(target=lambda: long_answers.append(obey(server, long_order)))
         long_request.start()
-        busy_stream.ask("sleep 2.5")
+        busy_stream.ask(long_order)
         until(server, lambda: all(each.answers > 10 for each in clients))
         until(server, lambda: [row["running"] for row in server.status()["models"] if row["model"] == "obey"] == [2])
 
@@ -250,12 +257,12 @@ def test_behind_a_load_balancer_no_request_fails(repository: Path, run_dir: Path
         long_request.join(10)
         assert [each.problems for each in clients] == [[], [], []]
         assert [status for status, _ in long_answers] == [200], long_answers
-        assert busy_stream.answer() == "sleep 2.5"
+        assert busy_stream.answer() == long_order
         assert SHUTTING_DOWN in idle_stream.answer()
         with pytest.raises(http.client.RemoteDisconnected):
             ask_live(idle)
     if not as_service:
-        assert "Not ready any more; serving for 2 s" in server.output
+        assert f"Not ready any more; serving for {DELAY_S} s" in server.output
 
 
 def ask_live(connection: http.client.HTTPConnection) -> tuple[int, str]:
@@ -272,22 +279,35 @@ def grpc_health(server: Server) -> bytes:
         return answer
 
 
+def lost(load: Load) -> list[str]:
+    """Requests that were neither answered nor refused, of one client. One that was sent later than a server waits for
+    it, because the machine was busy, finds the connection closed."""
+    return [
+        each.problem
+        for former, each in itertools.pairwise(load.exchanges)
+        if each.problem
+        and not each.problem.startswith("ConnectionRefusedError")
+        and each.answered_s - former.sent_s < LAST_REQUESTS_S
+    ]
+
+
 @pytest.mark.parametrize("as_service", [False, True])
 def test_a_second_signal_ends_the_delay_and_nothing_else(repository: Path, run_dir: Path, as_service: bool) -> None:
     """Clients without a load balancer find the port closed, and none of their requests is lost."""
     with running(Server([repository], run_dir, [LONG_DELAY]), as_service) as server:
-        load = Load(server.http_port, clients=2)
+        loads = [Load(server.http_port, clients=1) for _ in range(2)]
         answers: list[tuple[int, bytes]] = []
         asking = threading.Thread(target=lambda: answers.append(obey(server, "sleep 1")))
         asking.start()
         until(server, lambda: [row["running"] for row in server.status()["models"] if row["model"] == "obey"] == [1])
-        with load:
+        with loads[0], loads[1]:
             send(server, signal.SIGTERM)
             until(server, lambda: not server.ready())
-            load.wait_for_answers(time.monotonic(), 20, timeout_s=10)
+            for load in loads:
+                load.wait_for_answers(time.monotonic(), 10, timeout_s=10)
             send(server, signal.SIGTERM)
             assert server.wait(SOON_S) == 0, server.report()
-        assert {problem.partition(":")[0] for problem in load.problems()} <= {"ConnectionRefusedError"}
+        assert [lost(load) for load in loads] == [[], []]
         asking.join(10)
         assert [status for status, _ in answers] == [200], answers
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from conch.run_dir import RunDir
 from tests.scenarios.conftest import copy_examples
+from tests.scenarios.faults.limits import no_descriptor
 from tests.scenarios.faults.models import say, write_victim
 from tests.scenarios.faults.programs import wait_for
 from tests.scenarios.faults.watch import Watch, pids_of, watching, workers
@@ -84,15 +84,9 @@ def test_no_descriptors_while_a_worker_dies(server: Server) -> None:
     """What was asked is answered once there are some again; everybody else goes on."""
     with watching(server) as watch:
         launcher = server.program_pid("launcher")
-        before = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
-        taken = {int(name) for name in os.listdir(f"/proc/{launcher}/fd")}
-        first_free = min(set(range(len(taken) + 1)) - taken)
-        resource.prlimit(launcher, resource.RLIMIT_NOFILE, (first_free, before[1]))
-        try:
+        with no_descriptor(launcher):
             kill_worker(watch)
             wait_for(server, lambda: "cannot be looked after: Too many open files" in launcher_log(server))
-        finally:
-            resource.prlimit(launcher, resource.RLIMIT_NOFILE, before)
         watch.back_within(10, lambda: is_back(server))
         assert server.program_pid("launcher") == launcher
 

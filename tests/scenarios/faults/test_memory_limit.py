@@ -17,7 +17,7 @@ from tests.scenarios.harness import Server, serving
 from tests.scenarios.models import write_model
 
 REASON = re.compile(r"the worker of instance '(\w+)' had (\d+) MiB of memory, more than its MEMORY_LIMIT_MIB of 256")
-# Answers once a process of its own has as many MiB as the request says.
+# Answers once a process of its own has had as many MiB as the request says, many of them for a while.
 PARENT = """
 import subprocess
 import sys
@@ -30,6 +30,7 @@ class TritonPythonModel:
             code = f"kept = b'x' * ({mib} << 20); print(flush=True); input()"
             with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
                 child.stdout.readline()
+                time.sleep(mib / 300)
                 child.communicate(b"\\n")
             responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", request.inputs()[0].as_numpy())]))
         return responses

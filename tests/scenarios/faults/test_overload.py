@@ -80,6 +80,7 @@ def repository(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.timeout(60)
 def test_far_too_many_requests(repository: Path, serve: Serve) -> None:
     """A queue's bound, over HTTP and gRPC. What the model can do it goes on doing."""
     server = serve(repository, "--allow-metrics=false")
@@ -97,9 +98,10 @@ def test_far_too_many_requests(repository: Path, serve: Serve) -> None:
         assert memory_nbytes(frontend) - before < 64 << 20
     assert flood.took_s.keys() == {200, 503}
     assert (flood.texts, flood.retry_after) == ({"Exceeds maximum queue size"}, {"1"})
-    # nobody waits for longer than the queue is, and the refused not at all; half, because the machine is busy
+    # nobody waits for longer than the queue is, and the refused not at all
     assert statistics.median(flood.took_s[503]) < statistics.median(flood.took_s[200])
-    assert len(flood.took_s[200]) > lasted_s / SERVICE_S / 2
+    # the machine is busy with refusing, and maybe with other things
+    assert len(flood.took_s[200]) > lasted_s / SERVICE_S / 4
 
 
 def over_grpc(server: Server, model: str) -> tuple[str, str]:
@@ -115,6 +117,7 @@ def over_grpc(server: Server, model: str) -> tuple[str, str]:
     raise AssertionError("every request was taken")
 
 
+@pytest.mark.timeout(60)
 def test_one_model_leaves_room_for_the_others(repository: Path, serve: Serve) -> None:
     """A queue without a bound: half of what a frontend takes, in requests and in bytes, is for others."""
     limits = (f"--max-inflight={MOST_INFLIGHT}", f"--frontend-arena-nbytes={ARENA_NBYTES}")
@@ -134,7 +137,7 @@ def test_one_model_leaves_room_for_the_others(repository: Path, serve: Serve) ->
         assert set(answers) == {(200, order), (503, text)}
         assert answers.count((200, order)) >= half
         answers.clear()
-        order = f"sleep 1{large}"
+        order = f"sleep 2{large}"
         waiting = [threading.Thread(target=lambda: answers.append(say(server, order))) for _ in range(2)]
         for thread in waiting:
             thread.start()

@@ -20,7 +20,8 @@ from tests.scenarios.faults.watch import watching
 from tests.scenarios.harness import Server, serving
 from tests.scenarios.test_metrics import scrape
 
-TIMEOUT_S = 1
+#: far more than the others in a batch take on a busy machine
+TIMEOUT_S = 2
 TIMED_OUT = (
     f"the worker of instance 'timed_0_0' ran longer than its EXECUTION_TIMEOUT_S of {TIMEOUT_S} s and was killed"
 )

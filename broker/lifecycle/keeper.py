@@ -32,9 +32,11 @@ class Keeper:
         parallel_loads: int,
         load_retries: int,
         recall: Callable[[Copy], str | None],
+        has_served: Callable[[Copy], bool],
     ) -> None:
         self._roster = roster
         self._out = out
+        self._has_served = has_served
         self._loader = Loader(roster, out, parallel_loads, load_retries, recall)
         self.models: dict[str, Model] = {}
         self.answers: list[CallFinished] = []
@@ -371,12 +373,17 @@ class Keeper:
             instance.worker = ""
             instance.state = "waiting"
             self._loader.advance(copy, now)
-        elif instance.state == "ready" and instance.has_died(reason, counts, now):  # it can load, so that it may again
+        elif self._can_load(instance) and instance.has_died(reason, counts, now):
             self._loader.reopen(copy)
             self._loader.advance(copy, now)
         else:
             instance.worker = ""
             self._failed(copy, Fault("Internal", f"{reason} (while the model was being loaded)"), now)
+
+    def _can_load(self, instance: Instance) -> bool:
+        """Whether it has shown it, so that one death of its worker is no reason to give a load up: before the others
+        were ready, or under a former broker."""
+        return instance.state == "ready" or self._has_served(instance.copy)
 
     def never_started(self, worker: Worker) -> None:
         """Its ``Spawn`` was lost with a launcher: the instance waits for the next one."""

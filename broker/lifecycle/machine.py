@@ -91,6 +91,7 @@ class Lifecycle:
             parallel_loads=parallel_loads,
             load_retries=load_retries,
             recall=self._recall,
+            has_served=self._has_served,
         )
         self._found = Found((), frozenset())
         #: what is to be loaded by name, for the next broker
@@ -472,10 +473,14 @@ class Lifecycle:
 
     def _recall(self, copy: Copy) -> str | None:
         """The completed configuration that the former broker had for this copy, if a worker of it is there to adopt."""
-        remembered = self._former.configs.get(copy.name, {}).get(copy.version)
-        if remembered is None or remembered.hash != copy.hash or not self._roster.has_candidate(copy):
+        if not self._has_served(copy) or not self._roster.has_candidate(copy):
             return None
-        return remembered.config
+        return self._former.configs[copy.name][copy.version].config
+
+    def _has_served(self, copy: Copy) -> bool:
+        """Whether exactly this was loaded when the former broker died."""
+        remembered = self._former.configs.get(copy.name, {}).get(copy.version)
+        return remembered is not None and remembered.hash == copy.hash
 
     def _send_strays_away(self, now: float) -> None:
         """Workers of the former broker that no load can want any more."""

@@ -422,7 +422,9 @@ def _why_not_again(entry: Entry, convicted: bool) -> str:
     if not entry.idempotent:
         return "the request is not run again, because it may run only once"
     if convicted:
-        return f"the request was run {entry.request.attempt} times and is not run again; the model's log has the details"
+        return (
+            f"the request was run {entry.request.attempt} times and is not run again; the model's log has the details"
+        )
     if entry.losses > MAX_LOSSES:
         return f"the request was lost {entry.losses} times and is not tried again"
     return ""

@@ -88,6 +88,22 @@ def test_an_adopted_worker_that_dies_at_once_is_replaced() -> None:
     assert world.entry().state == READY and len(world.alive) == 1
 
 
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_worker_that_dies_while_it_replaces_one_that_died_with_the_broker(deaths: int) -> None:
+    """The model had been loaded, so there is a second try; a second death ends the load."""
+    world = loaded(snapshot(count=2))
+    first, second = world.alive
+    world.die(first)
+    world.restart_broker()
+    for _ in range(deaths):
+        while len(world.alive) < 2:
+            world.happen()
+        world.die(next(worker for worker in world.alive if worker is not second))
+    world.settle()
+    assert world.entry().state == (READY if deaths == 1 else "UNAVAILABLE")
+    assert len(world.alive) == (2 if deaths == 1 else 0)
+
+
 def test_workers_that_were_still_loading_start_again() -> None:
     world = World([snapshot(count=2)], control_mode="none").start()
     world.happen()

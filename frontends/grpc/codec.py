@@ -56,9 +56,11 @@ def split_request(payload: Payload) -> tuple[Any, list[memoryview]]:
 
 def read_request(request_type: Any, payload: Payload) -> Any:
     """The message of any other RPC. Raises as ``split_request``. Only loads may be large: they carry files."""
-    is_load = request_type is service_pb2.RepositoryModelLoadRequest
-    if len(payload) > _MAX_FINE_NBYTES and (not is_load or _split(payload) is None):
-        raise TooLarge(f"a request of {len(payload)} bytes with so many parts is more than there is a use for")
+    if len(payload) > _MAX_FINE_NBYTES:
+        if request_type is not service_pb2.RepositoryModelLoadRequest:
+            raise TooLarge(f"the request has {len(payload)} bytes, more than the maximum of {_MAX_FINE_NBYTES}")
+        if _split(payload) is None:
+            raise TooLarge(f"a load of {len(payload)} bytes may have no more than {_MAX_FIELDS} parameters and files")
     return request_type.FromString(payload)
 
 

@@ -227,12 +227,15 @@ def test_frontend_stopped(server: Server) -> None:
     with watching(server, longest_wait_s=15) as watch:
         assert watch.load is not None
         (worker,) = [pid for pid, name in workers(server).items() if name == "simple_0"]
-        with grpc.insecure_channel(server.grpc_url) as channel:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(server.grpc_url, options) as channel:
+            grpc.channel_ready_future(channel).result(timeout=10)
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             (frontend,) = pids_of(server, "grpc")
             with stopped(worker):
                 asked = [infer.future(message, timeout=30) for _ in range(1000)]
-                wait_for(server, lambda: load_of(server, "simple")[0] >= 990)
+                wait_for(server, lambda: load_of(server, "simple")[0] >= 990 or any(each.done() for each in asked))
+                assert not [each.exception() for each in asked if each.done()]
                 os.kill(frontend, signal.SIGSTOP)
             try:
                 watch.load.wait_for_answers(time.monotonic(), 200, timeout_s=20)

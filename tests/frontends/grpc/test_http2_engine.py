@@ -219,7 +219,7 @@ async def test_clients_are_pinged() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"age_seconds": 0.1}, {"age_grace_seconds": 0.01}])
-async def test_connections_end_when_their_calls_have(limits: dict[str, float]) -> None:
+async def test_connections_end_when_their_calls_have(limits: dict[str, Any]) -> None:
     """Old ones, and those whose clients were asked to part, whose calls have more time than those of old ones."""
     async with Limited(keepalive_timeout_seconds=0.1, **limits) as limited:
         asking = asyncio.create_task(said(limited, PREFACE + frame(1, 4, 1, headers("Hold")) + message(1, b"")))

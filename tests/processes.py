@@ -29,6 +29,18 @@ def status(pid: int) -> Status | None:
     return Status(Process(pid, int(fields[19])), parent=int(fields[1]), state=fields[0])
 
 
+def is_gone(pid: int) -> bool:
+    """Whether no thread of it is left: while one is, also behind a main thread that is a zombie already, descriptors
+    are open and locks are held."""
+    here = status(pid)
+    if here is None:
+        return True
+    try:
+        return here.state == "Z" and len(os.listdir(f"/proc/{pid}/task")) <= 1
+    except OSError:
+        return True
+
+
 def all_processes() -> dict[int, Status]:
     found = (status(int(name)) for name in os.listdir("/proc") if name.isdecimal())
     return {each.process.pid: each for each in found if each is not None}

@@ -19,7 +19,7 @@ from conch.process import lock_holder
 from conch.run_dir import RunDir
 from shm.segment import SHARED_MEMORY_FOLDER, name_prefix
 from tests.ports import free_port
-from tests.processes import all_processes, command_line, environment
+from tests.processes import all_processes, command_line, environment, is_gone
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
 EXAMPLE_MODELS = REPOSITORY_ROOT / "examples" / "model_repository"
@@ -128,13 +128,18 @@ class Server:
     def kill_everything(self) -> None:
         """SIGKILL for all, until nothing is left that could start something again."""
         deadline = time.monotonic() + 5
+        killed = set()
         while pids := self.pids():
+            killed.update(pids)
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if self.process is not None:
                 self.process.poll()
             assert time.monotonic() < deadline, self.report()
+        while not all(map(is_gone, killed)):
+            assert time.monotonic() < deadline, self.report()
+            time.sleep(0.005)
         if self.process is not None and self.process.stdout is not None:
             self.process.wait(5)
             self.process.stdout.close()

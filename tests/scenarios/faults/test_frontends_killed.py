@@ -19,6 +19,7 @@ import pytest
 from conch.cli.ports import answers
 from conch.protos import load_service_pb2
 from conch.run_dir import RunDir
+from tests.processes import is_gone
 from tests.scenarios.conftest import Serve, copy_examples
 from tests.scenarios.decoupled import Stream, telling, text_of, write_decoupled_models
 from tests.scenarios.faults.models import say, write_victim
@@ -133,7 +134,7 @@ def test_one_of_two_killed(doubled: Server) -> None:
             load.wait_for_answers(0, 50, timeout_s=5)
             former = kill(server, "http")
             killed_s = time.monotonic()
-            wait_for(server, lambda: former not in server.pids())
+            wait_for(server, lambda: is_gone(former))
             assert asks_all_right(server)
             load.wait_for_answers(killed_s, 50, timeout_s=10)
             successor_is_there(server, "http")

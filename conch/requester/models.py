@@ -204,6 +204,9 @@ class ModelTableView:
         if not self.known:
             return NotReady("the server is starting")
         versions = self._by_name.get(name)
+        if self._server == "starting" and not self._inside and not any(map(_has_failed, (versions or {}).values())):
+            # clients are there already, so the broker has been restarted: what they ask for may be loaded soon
+            return NotReady(f"the server is starting, and has not come to model '{name}' yet; try again")
         if not versions:
             # in the repository but never loaded is unknown too, as in Triton
             return NotFound(f"Request for unknown model: '{name}' is not found")
@@ -257,6 +260,10 @@ class ModelTableView:
 def _is_backed_off(entry: ModelEntry) -> bool:
     """Loaded, but its workers die too often: it is started again after a pause."""
     return entry.state == "UNAVAILABLE" and bool(entry.config)
+
+
+def _has_failed(entry: ModelEntry) -> bool:
+    return entry.state == "UNAVAILABLE"
 
 
 def _lets_server_be_ready(entry: ModelEntry) -> bool:

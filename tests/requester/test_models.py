@@ -103,9 +103,10 @@ class TestLookup:
             models.update(msgspec.structs.replace(table(*starting, server="starting"), epoch=2))
             assert [models.lookup(name).name for name in ("a", "b", "d", "f")] == ["a", "b", "d", "f"]
             assert [each.name for each in models.index()] == ["a", "b", "c", "d", "f"]
-            for name in ("c", "e"):
-                with pytest.raises(NotFound):
-                    models.lookup(name)
+            with pytest.raises(NotFound):
+                models.lookup("c")
+            with pytest.raises(NotReady, match="the server is starting"):
+                models.lookup("e")
         models.update(msgspec.structs.replace(table(*starting), epoch=2))
         assert models.lookup("f").name == "f"
         for name in ("a", "b", "d"):

@@ -122,6 +122,14 @@ def set_up_logging(settings: Settings) -> None:
     set_logging(log_settings(settings))
 
 
+def log_line(record: logging.LogRecord) -> str:
+    """As this process logs it, for a file that is not its own log."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            return handler.format(record)
+    return TritonFormatter().format(record)
+
+
 def log_settings(settings: Settings) -> LogSettings:
     """What the flags say about logs."""
     return LogSettings(
@@ -231,15 +239,17 @@ class Lock:
         _held[path] = self
 
     def write(self, text: str) -> None:
-        """Replaces what the next process to ask is told."""
+        """Replaces what the next process to ask is told: nothing, if the disk is full. The lock counts all the same."""
         self.text = text
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text.encode()[:_MAX_LOCK_TEXT_NBYTES], 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text.encode()[:_MAX_LOCK_TEXT_NBYTES], 0)
 
     def release(self) -> None:
         """Nothing if the lock has been taken again since."""
         if _held.get(self._path) is self:
-            os.ftruncate(self._descriptor, 0)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             del _held[self._path]
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -63,6 +64,26 @@ def test_a_lock_is_held_once_within_a_process(run_dir: Path) -> None:
     assert lock_holder(run_dir / "x.lock") == "first"
     lock.release()
     assert lock_holder(run_dir / "x.lock") is None
+
+
+def test_a_lock_that_nothing_can_be_written_to_is_held_all_the_same(run_dir: Path) -> None:
+    """As on a full disk."""
+    path = run_dir / "x.lock"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        lock = hold_lock(path, "me")
+        lock.write("me, ready")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
+    asks = f"from pathlib import Path; from conch.process import lock_holder; print([lock_holder(Path({str(path)!r}))])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", asks], env=environment, timeout=20, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "['']\n"
+    lock.release()
+    assert lock_holder(path) is None
 
 
 def test_a_forked_child_does_not_keep_the_lock(run_dir: Path) -> None:

@@ -15,6 +15,8 @@ from conch.errors import InvalidArgument
 
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _WHOLE = re.compile(r"[0-9]{1,9}")
+#: large models take minutes, but nothing may take forever
+_LOAD_TIMEOUT_S = 300.0
 
 
 class _Part(msgspec.Struct, frozen=True, gc=False):
@@ -111,7 +113,7 @@ class ModelConfig(_Part, frozen=True):
     @property
     def idempotent(self) -> bool:
         """Whether a request that was running when its worker died may be run again. True unless the model's parameter
-        ``IDEMPOTENT`` is ``false``. Raises ``InvalidArgument`` for anything else, as the next two do."""
+        ``IDEMPOTENT`` is ``false``. Raises ``InvalidArgument`` for anything else, as the next ones do."""
         text = self.parameter("IDEMPOTENT", "true").strip().lower()
         if text not in ("true", "false"):
             raise InvalidArgument(f"parameter IDEMPOTENT must be true or false, not '{text}'")
@@ -120,12 +122,12 @@ class ModelConfig(_Part, frozen=True):
     @property
     def execution_timeout_s(self) -> float:
         """Parameter ``EXECUTION_TIMEOUT_S``: how long the worker may take for one batch; ``inf`` without it."""
-        text = self.parameter("EXECUTION_TIMEOUT_S").strip()
-        if not text:
-            return inf
-        if not _DECIMAL.fullmatch(text) or not float(text):
-            raise InvalidArgument(f"parameter EXECUTION_TIMEOUT_S must be seconds, more than 0, not '{text}'")
-        return float(text)
+        return self._seconds("EXECUTION_TIMEOUT_S", inf)
+
+    @property
+    def load_timeout_s(self) -> float:
+        """Parameter ``LOAD_TIMEOUT_S``: from a worker's start until it has to have loaded the model."""
+        return self._seconds("LOAD_TIMEOUT_S", _LOAD_TIMEOUT_S)
 
     @property
     def memory_limit_nbytes(self) -> int:
@@ -136,6 +138,14 @@ class ModelConfig(_Part, frozen=True):
         if not _WHOLE.fullmatch(text) or not int(text):
             raise InvalidArgument(f"parameter MEMORY_LIMIT_MIB must be a whole number of MiB, not '{text}'")
         return int(text) << 20
+
+    def _seconds(self, key: str, default: float) -> float:
+        text = self.parameter(key).strip()
+        if not text:
+            return default
+        if not _DECIMAL.fullmatch(text) or not float(text):
+            raise InvalidArgument(f"parameter {key} must be seconds, more than 0, not '{text}'")
+        return float(text)
 
 
 def decode_config(config_json: str) -> ModelConfig:

@@ -43,8 +43,6 @@ from conch.errors import InvalidArgument, to_fault
 from conch.messages import Died, Fault, InstanceStatus, LiveWorker, ModelEntry, WorkerHello
 from conch.settings import ControlMode
 
-#: from a worker's spawn to its ``Ready``: large models take minutes, but nothing may take forever
-LOAD_TIMEOUT_S = 300.0
 #: how often folders that came or went are looked for where polling does not do it anyway
 FIND_NAMES_S = 5.0
 
@@ -70,7 +68,6 @@ class Lifecycle:
         poll_interval_s: float = 15.0,
         parallel_loads: int = 4,
         load_retries: int = 0,
-        load_timeout_s: float = LOAD_TIMEOUT_S,
         unload_timeout_s: float = 30.0,
         memory: Memory | None = None,
         watch: bool = False,
@@ -82,7 +79,7 @@ class Lifecycle:
         self._former = memory or Memory()
         self._out: list[LifecycleInstruction] = []
         self._watching = Watching() if watch else None
-        self._roster = Roster(self._out, new_id, load_timeout_s, unload_timeout_s, debugged)
+        self._roster = Roster(self._out, new_id, unload_timeout_s, debugged)
         self.deaths = DeathCounts()
         self._readiness = Readiness(self._out)
         self._keeper = Keeper(
@@ -345,7 +342,7 @@ class Lifecycle:
         died = self._explained(died)
         if known.instance is not None and known.instance.state != "completed":
             self.deaths.count(known.name, known.version, died)
-        self._keeper.worker_died(known, describe_death(known.instance_name, died), counts, now)
+        self._keeper.worker_died(known, describe_death(known, died), counts, now)
 
     def kill(self, worker: str, reason: str, now: float) -> list[LifecycleInstruction]:
         """It has taken too long for what it runs, or nobody knows any more what that is."""

@@ -62,21 +62,18 @@ class Stray:
 
 
 class Roster:
-    """Instructions go to ``out``. ``load_timeout_s`` is from a worker's spawn to its ``Ready``, but not for the first
-    instances of the models in ``debugged``; ``unload_timeout_s`` from the unloading of its model to its end, but not
-    for these models."""
+    """Instructions go to ``out``. ``unload_timeout_s`` is from the unloading of a worker's model to its end, but not
+    for the models in ``debugged``, whose first instances may also take any time to load."""
 
     def __init__(
         self,
         out: list[LifecycleInstruction],
         new_id: Callable[[], str],
-        load_timeout_s: float,
         unload_timeout_s: float,
         debugged: Collection[str] = (),
     ) -> None:
         self._out = out
         self._new_id = new_id
-        self._load_timeout_s = load_timeout_s
         self._unload_timeout_s = unload_timeout_s
         self._debugged = debugged
         self.launcher_present = False
@@ -147,8 +144,9 @@ class Roster:
         worker.preparing = False
 
     def _is_to_load(self, worker: Worker, instance: Instance, now: float) -> None:
-        worker.deadline = inf if self._stops(instance) else now + self._load_timeout_s
-        worker.kill_reason = f"was not ready {self._load_timeout_s:g} s after its start and was killed"
+        timeout_s = instance.copy.config.load_timeout_s
+        worker.deadline = inf if self._stops(instance) else now + timeout_s
+        worker.kill_reason = f"was not ready within its LOAD_TIMEOUT_S of {timeout_s:g} s and was killed"
 
     def _stops(self, instance: Instance) -> bool:
         """In a debugger, where everything takes as long as a person thinks."""

@@ -87,7 +87,7 @@ def check_parameters(config: ModelConfigMessage) -> None:
     parameters = {key: StringParameter(value.string_value) for key, value in config.parameters.items()}
     typed = ModelConfig(name=config.name, parameters=parameters)
     try:
-        _ = typed.idempotent, typed.execution_timeout_s, typed.memory_limit_nbytes
+        _ = typed.idempotent, typed.execution_timeout_s, typed.load_timeout_s, typed.memory_limit_nbytes
     except InvalidArgument as error:
         raise InvalidArgument(f"{error.message} for {config.name}") from None
 

@@ -6,7 +6,7 @@ from tests.broker.lifecycle.world import World, snapshot
 
 
 def preparing() -> World:
-    world = World([snapshot()], control_mode="none", load_timeout_s=20.0).start()
+    world = World([snapshot(load_timeout_s="20")], control_mode="none").start()
     world.happen()
     world.do(world.machine.preparing(world.alive[0].id, world.now))
     return world
@@ -35,7 +35,7 @@ def test_a_worker_s_time_begins_when_it_is_started() -> None:
     assert world.alive
     world.pass_time(2)
     assert not world.alive
-    assert "was not ready 20 s after its start" in world.entry().reason
+    assert "was not ready within its LOAD_TIMEOUT_S of 20 s" in world.entry().reason
 
 
 def test_a_worker_may_be_ready_before_its_start_is_reported() -> None:

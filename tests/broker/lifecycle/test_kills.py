@@ -193,12 +193,12 @@ def test_a_model_that_takes_long_to_load_is_not_spared_for_that() -> None:
 
 
 def test_a_restart_that_hangs_is_killed_and_backed_off() -> None:
-    world = loaded(snapshot(), load_timeout_s=20.0)
+    world = loaded(snapshot(load_timeout_s="20"))
     world.die(world.alive[0])
     world.happen()
     world.due.clear()
     world.pass_time(20.2)
-    why = "the worker of instance 'm_0_0' was not ready 20 s after its start and was killed"
+    why = "the worker of instance 'm_0_0' was not ready within its LOAD_TIMEOUT_S of 20 s and was killed"
     assert world.entry().reason == f"Unavailable: it keeps crashing: {why}"
 
 

@@ -150,13 +150,23 @@ def test_a_death_by_a_fault_names_where() -> None:
 
 
 def test_a_worker_that_does_not_get_ready_in_time_is_killed() -> None:
-    world = World([snapshot()], control_mode="none", load_timeout_s=20.0).start()
+    world = World([snapshot(load_timeout_s="20")], control_mode="none").start()
     world.happen()
     world.due.clear()
     world.pass_time(21)
     assert not world.alive
-    why = "the worker of instance 'm_0_0' was not ready 20 s after its start and was killed"
+    why = "the worker of instance 'm_0_0' was not ready within its LOAD_TIMEOUT_S of 20 s and was killed"
     assert world.entry().reason == f"Internal: {why} (while the model was being loaded)"
+
+
+def test_without_a_parameter_a_load_may_take_five_minutes() -> None:
+    world = World([snapshot()], control_mode="none").start()
+    world.happen()
+    world.due.clear()
+    world.pass_time(299)
+    assert world.entry().state == "LOADING" and world.alive
+    world.pass_time(2)
+    assert "was not ready within its LOAD_TIMEOUT_S of 300 s" in world.entry().reason
 
 
 def test_a_load_is_tried_again_as_often_as_told() -> None:

@@ -133,7 +133,7 @@ def test_nobody_looks_without_being_told_to() -> None:
 
 
 def test_a_debugged_model_may_take_any_time_to_load() -> None:
-    world = World([snapshot("a")], control_mode="none", debugged=["a"], load_timeout_s=20.0).start()
+    world = World([snapshot("a", load_timeout_s="20")], control_mode="none", debugged=["a"]).start()
     world.happen()
     step = [event for event in world.due if event[0].startswith("step")]
     world.due = []

@@ -65,10 +65,13 @@ def snapshot(
     complete: bool = True,
     fault: Fault | None = None,
     override: Override = _NONE,
+    load_timeout_s: str = "",
 ) -> Snapshot:
     """A model as a poll may find it; another ``files`` means that something in its folders changed."""
     config = model_config_pb2.ModelConfig(name=name, backend="python", default_model_filename="model.py")
     config.instance_group.add(count=count)
+    if load_timeout_s:
+        config.parameters["LOAD_TIMEOUT_S"].string_value = load_timeout_s
     normalise(config)
     normalise_instance_groups(config, Host())
     config_json = config_file.to_json(config)

@@ -269,6 +269,8 @@ def test_a_completion_may_not_change_anything_else(tmp_path: Path) -> None:
         ("IDEMPOTENT", "maybe", "parameter IDEMPOTENT must be true or false, not 'maybe' for m"),
         ("IDEMPOTENT", "False", ""),
         ("EXECUTION_TIMEOUT_S", "0.5", ""),
+        ("LOAD_TIMEOUT_S", "5 min", "parameter LOAD_TIMEOUT_S must be seconds, more than 0, not '5 min' for m"),
+        ("LOAD_TIMEOUT_S", "1800", ""),
         ("MEMORY_LIMIT_MIB", "512", ""),
     ],
 )

@@ -1,19 +1,21 @@
 """Deaths of workers: in words, and counted by cause."""
 
+import os
 import re
-import signal
 from collections import Counter
 
+from broker.lifecycle.roster import Worker
+from conch.exits import how_it_ended, signal_name
 from conch.messages import Died
 
 #: of a worker's last line of output, as much as a reason may show
 _MAX_LINE = 300
-#: in what ``faulthandler`` writes, the innermost frame of the thread that crashed; its other lines say little
+#: in what ``faulthandler`` writes, the frames of the thread that crashed, innermost first
 _FAULT = re.compile(
-    r"^Current thread[^\n]*\(most recent call first\):\n"
-    r'  File "(?:[^"\n]*/)?(?P<file>[^"/\n]+)", line (?P<line>\d+) in (?P<function>[^\n]+)\n',
+    r'^Current thread[^\n]*\(most recent call first\):\n(?P<frames>(?:  File "[^"\n]+", line \d+ in [^\n]+\n)+)',
     re.MULTILINE,
 )
+_FRAME = re.compile(r'  File "(?P<path>[^"\n]+)", line (?P<line>\d+) in (?P<function>[^\n]+)\n')
 #: parameter of a model that the reason of a ``Kill`` names -> cause
 _CAUSES = {"EXECUTION_TIMEOUT_S": "execution_timeout", "MEMORY_LIMIT_MIB": "memory_limit"}
 
@@ -37,17 +39,17 @@ def how(died: Died) -> str:
     if died.reason:
         return died.reason
     if died.signal is not None:
-        return f"was killed by {_signal_name(died.signal)}"
-    return f"exited with code {died.exit_code}" if died.exit_code is not None else "is gone"
+        return f"was {how_it_ended(-died.signal)}"
+    return how_it_ended(died.exit_code) if died.exit_code is not None else "is gone"
 
 
-def describe_death(instance: str, died: Died) -> str:
-    """Why an instance's worker is gone: where Python's fault handler found it, or the last line that it printed."""
-    text = f"the worker of instance '{instance}' {how(died)}"
+def describe_death(worker: Worker, died: Died) -> str:
+    """Why a worker is gone: where Python's fault handler found it, or the last line that it printed."""
+    text = f"the worker of instance '{worker.instance_name}' {how(died)}"
     fault = _FAULT.search(died.output_tail)
     if fault is not None:
         comma = "," if died.reason else ""
-        return f"{text}{comma} in {fault['function']}, {fault['file']} line {fault['line']}"
+        return f"{text}{comma} in {_place(fault['frames'], worker)}"
     lines = [line.strip() for line in died.output_tail.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     if len(last) > _MAX_LINE:
@@ -55,12 +57,20 @@ def describe_death(instance: str, died: Died) -> str:
     return f"{text}; its last output: {last}" if last else text
 
 
-def _signal_name(number: int) -> str:
-    """``"SIGSEGV"``; ``"signal 40"`` for one without a name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _place(frames: str, worker: Worker) -> str:
+    """The innermost frame, and the innermost one of the model's own code: libraries crash where models call them."""
+    found = list(_FRAME.finditer(frames))
+    text = _frame(found[0])
+    if worker.instance is None:
+        return text
+    snapshot = worker.instance.copy.snapshot
+    folders = tuple(os.path.join(folder, "") for folder in (snapshot.model_dir, snapshot.backend_dir) if folder)
+    own = next((frame for frame in found if frame["path"].startswith(folders)), found[0])
+    return text if own is found[0] else f"{text}, called in {_frame(own)}"
+
+
+def _frame(frame: re.Match[str]) -> str:
+    return f"{frame['function']}, {os.path.basename(frame['path'])} line {frame['line']}"
 
 
 def _cause(died: Died) -> str:
@@ -68,5 +78,5 @@ def _cause(died: Died) -> str:
         if parameter in died.reason:
             return cause
     if died.signal is not None:
-        return _signal_name(died.signal)
+        return signal_name(died.signal)
     return "exit" if died.exit_code is not None else "unknown"

@@ -44,7 +44,7 @@ from conch.messages import (
 from conch.run_dir import RunDir, new_peer_id
 from conch.settings import Settings, withhold_secrets
 from shm.sweep import sweep
-from workers import live, memory_limits
+from workers import deaths, live, memory_limits
 from workers.environments.starts import Starts
 from workers.live import LiveProcess, Stillborn
 from workers.log_bounds import LogBounds
@@ -319,17 +319,14 @@ class Launcher:
         self._handover_attempts.pop(descriptor, None)
         del self._live[descriptor]
         self._memory_limits.forget(worker)
+        deaths.tell(worker.file, died, self._run_dir)
         for sibling in siblings:
             sibling.is_alone()
         self._dead[died.worker] = worker
         self._reports.append(died)
-        if died.exit_code == 0:
-            logger.info("worker %s of '%s', pid %s, ended", died.worker, worker.file.model, died.pid)
-            return
-        how = f"signal {died.signal}" if died.signal else f"status {died.exit_code}"
-        logger.error("worker %s of '%s', pid %s, died: %s", died.worker, worker.file.model, died.pid, how)
-        with contextlib.suppress(OSError):  # the next one finds it
-            sweep()
+        if died.exit_code != 0:
+            with contextlib.suppress(OSError):  # the next one finds it
+                sweep()
 
     def _reap_orphans(self) -> None:
         """Children that workers left behind come to this process as the subreaper; nobody else takes their status."""

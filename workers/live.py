@@ -10,6 +10,7 @@ from math import inf
 from conch.messages import Died
 from conch.run_dir import RunDir
 from workers import worker_file
+from workers.deaths import without_deaths
 from workers.endings import AFTER_ABORT
 from workers.worker_file import WorkerFile
 
@@ -120,7 +121,7 @@ class LiveProcess:
         except OSError:
             return ""
         others = max(0, alone_from - start) if alone else len(data)
-        shared, own = data[:others], data[others:]
+        shared, own = without_deaths(data[:others]), without_deaths(data[others:])
         return _end_of(_certain(shared, self.file.pid, crashed) + own, start > offset and not shared)
 
 

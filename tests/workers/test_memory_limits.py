@@ -49,6 +49,7 @@ def test_too_much(stage: Stage) -> None:
     assert 256 < int(message.reason.split()[1]) <= 1000
     log = (stage.path / "launcher.log").read_text()
     assert f"worker {worker} of 'eats_0_0'" in log and "more than its MEMORY_LIMIT_MIB of 256: it is killed" in log
+    assert f"pid {message.pid}, was killed by SIGKILL: it {message.reason}" in stage.model_log("eats")
 
 
 def test_shared_memory_does_not_count(stage: Stage) -> None:

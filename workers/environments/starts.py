@@ -23,6 +23,7 @@ from conch.channels.seqpacket import MessageTooLong, SeqpacketChannel
 from conch.messages import Fault, Preparing, Spawn, Spawned, SpawnFailed
 from conch.run_dir import RunDir
 from conch.unreadable import UNREADABLE
+from workers.deaths import without_deaths
 from workers.environments import activation, stamps
 from workers.environments.choice import PARAMETER, Wanted, choose
 from workers.environments.failures import telling, without_places
@@ -302,7 +303,7 @@ class Starts:
             size = log.seek(0, os.SEEK_END)
             offset = starting.log_offset if starting.log_offset <= size else 0  # the log may have been cut
             log.seek(max(offset, size - _LOG_TAIL_NBYTES))
-            return telling(log.read().decode(errors="replace").splitlines()[-1:])
+            return telling(without_deaths(log.read()).decode(errors="replace").splitlines()[-1:])
         return ""
 
     # ----------------------------------------------------------------------------------------------------- both

@@ -10,6 +10,8 @@ from pathlib import Path
 _FORMATTED = re.compile(rb"(?:(?P<letter>[EWI])\d{4} |\S+Z (?P<iso>[EWI]) )")
 #: and its message, if there is something in it that JSON writes otherwise
 _ESCAPED = re.compile(rb'((?:[EWI]\d{4}|\S+Z [EWI]) [^"\]]+\] )(".*\\.*")')
+#: how a dump of Python's fault handler ends, after a stack that says more
+_MODULES = re.compile(rb"Extension modules: .* \(total: \d+\)")
 _SUPERVISORD = re.compile(rb"[\d-]+ [\d:,]+ (?P<level>[A-Z]+) (?P<text>.*)")
 _MAX_READ_NBYTES = 1 << 20
 
@@ -102,7 +104,9 @@ class ProcessLogs:
 
     def _is_shown(self, line: bytes, whole: bool) -> bool:
         match = _FORMATTED.match(line)
-        return self._verbose or whole or match is None or (match["letter"] or match["iso"]) != b"I"
+        if self._verbose or whole:
+            return True
+        return _MODULES.fullmatch(line) is None if match is None else (match["letter"] or match["iso"]) != b"I"
 
     def _is_news(self, line: bytes) -> bool:
         match = _SUPERVISORD.match(line)

@@ -138,6 +138,7 @@ def test_what_models_say_is_shown_with_their_names(run_dir: Path) -> None:
     (models / "old.log").write_text("of the last run\n")
     quiet, talkative = ProcessLogs(run_dir, [], verbose=False), ProcessLogs(run_dir, [], False, talkative=True)
     lines = 'a print\nI1121 08:29:12.123456 1 a.py:1] "fine"\nE1121 08:29:12.123456 1 a.py:1] "broken"\n'
+    lines += "Extension modules: numpy.linalg._umath_linalg (total: 14)\n"  # of a crash, after what says more
     for name in ("old", "new"):
         with (models / f"{name}.log").open("a") as file:
             file.write(lines)

@@ -110,8 +110,10 @@ class Calls:
         if isinstance(message, Call):
             self._outbox.tell(peer, Answer(message.call, _CALL_FAILED))
 
-    def _fault_families(self) -> list[MetricFamily]:
-        return fault_families(self._lifecycle.entries(), self._lifecycle.deaths.by_cause, self._dispatcher.retries)
+    def _fault_families(self, now: float) -> list[MetricFamily]:
+        lifecycle, dispatcher = self._lifecycle, self._dispatcher
+        deaths = lifecycle.deaths.by_cause
+        return fault_families(lifecycle.entries(), deaths, dispatcher.retries, dispatcher.reports.busy_s(now))
 
     def _region_call(
         self, peer: bytes, call: RegisterRegion | RegisterCudaRegion | UnregisterRegions, now: float

@@ -163,12 +163,12 @@ class CustomMetrics:
 
 class MetricsCalls:
     """Calls for metrics wait for a report of every worker, but not long. Those that come meanwhile wait along.
-    ``more`` are the broker's own metrics."""
+    ``more`` gives the broker's own metrics at a time."""
 
     def __init__(
         self,
         metrics: CustomMetrics,
-        more: Callable[[], list[MetricFamily]],
+        more: Callable[[float], list[MetricFamily]],
         tell: Callable[[bytes, Answer], None],
     ) -> None:
         self._metrics = metrics
@@ -189,33 +189,33 @@ class MetricsCalls:
             return []
         self._answer_by = now + REPORT_WITHIN_S
         self._awaited = set(workers)
-        self._answer_if_complete()
+        self._answer_if_complete(now)
         return sorted(self._awaited)
 
-    def reported(self, report: MetricsReport, model: str) -> None:
+    def reported(self, report: MetricsReport, model: str, now: float) -> None:
         self._metrics.take(report.worker, model, report.families)
-        self._heard(report.worker)
+        self._heard(report.worker, now)
 
-    def gone(self, worker: str) -> None:
+    def gone(self, worker: str, now: float) -> None:
         self._metrics.gone(worker)
-        self._heard(worker)
+        self._heard(worker, now)
 
     def tick(self, now: float) -> None:
         if self._answer_by is not None and now >= self._answer_by:
             self._awaited.clear()
-            self._answer_if_complete()
+            self._answer_if_complete(now)
 
-    def _heard(self, worker: str) -> None:
+    def _heard(self, worker: str, now: float) -> None:
         if self._answer_by is not None:
             self._awaited.discard(worker)
-            self._answer_if_complete()
+            self._answer_if_complete(now)
 
-    def _answer_if_complete(self) -> None:
+    def _answer_if_complete(self, now: float) -> None:
         if self._awaited:
             return
         self._answer_by = None
         callers, self._callers = self._callers, []
-        families = self._metrics.families() + self._more()
+        families = self._metrics.families() + self._more(now)
         for peer, call in callers:
             self._tell(peer, Answer(call, None, families))
 

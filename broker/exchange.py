@@ -91,6 +91,7 @@ class Exchange:
         self._peers = Peers()
         self._outbox = Outbox(outlet.send, self._peers.knows)
         self._tables = Tables(self._outbox.tell, self._model_table, self._region_table)
+        self._state_times = status.StateTimes()
         self._calls = Calls(
             epoch,
             dispatcher,
@@ -234,7 +235,7 @@ class Exchange:
                     self._from_launcher(message, now)
             case MetricsReport():
                 if self._peers.worker_sockets.get(peer) == message.worker:
-                    self._calls.metrics.reported(message, self._peers.workers[message.worker].model)
+                    self._calls.metrics.reported(message, self._peers.workers[message.worker].model, now)
             case Completed() | LoadFailed() | Checked():
                 if self._peers.worker_sockets.get(peer) == message.worker:
                     self._from_worker(message, now)
@@ -362,7 +363,7 @@ class Exchange:
         self._peers.workers.pop(worker, None)
         self._peers.worker_sockets.pop(b"C" + worker.encode(), None)
         self._outbox.forget(b"C" + worker.encode())
-        self._calls.metrics.gone(worker)
+        self._calls.metrics.gone(worker, now)
         memory_fault = died.signal == signal.SIGBUS
         return self._dispatcher.worker_lost(worker, self._lifecycle.death_fault(died), now, memory_fault)
 
@@ -423,6 +424,7 @@ class Exchange:
                     if self._peers.launcher is not None:
                         self._outbox.tell(self._peers.launcher[0], message)
                 case TableChanged():
+                    self._state_times.update(self._lifecycle.entries(), now)
                     self._tables.models_changed()
                 case CallFinished(name, call, fault):
                     self._tables.answer(name.encode(), Answer(call, fault), now)
@@ -457,6 +459,5 @@ class Exchange:
             PeerStatus(known.role, known.pid, self._dispatcher.reports.inflight_of(known.name))
             for known in self._peers.requesters.values()
         ]
-        return status.server_status(
-            self.epoch, self.state, self._started_ms, processes, self._lifecycle, self._dispatcher.reports, now
-        )
+        lifecycle, times, work = self._lifecycle, self._state_times, self._dispatcher.reports
+        return status.server_status(self.epoch, self.state, self._started_ms, processes, lifecycle, times, work, now)

@@ -2,9 +2,10 @@
 gone because of them."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 
 from broker.lifecycle.deaths import DeathKey
+from broker.lifecycle.models import is_wanted
 from broker.scheduling.recovery import ModelKey
 from conch.messages import MetricFamily, MetricSample, ModelEntry
 
@@ -13,11 +14,15 @@ COMMON_CAUSES = ("SIGABRT", "SIGBUS", "SIGKILL", "SIGSEGV", "execution_timeout",
 
 
 def fault_families(
-    entries: Iterable[ModelEntry], deaths: Counter[DeathKey], retries: Counter[ModelKey]
+    entries: Collection[ModelEntry],
+    deaths: Counter[DeathKey],
+    retries: Counter[ModelKey],
+    busy_s: Mapping[ModelKey, float],
 ) -> list[MetricFamily]:
-    """Counters stay for models that are not loaded any more."""
+    """Counters stay for models that are not loaded any more. ``busy_s``: how long the present batches have run."""
     loaded = {(entry.name, entry.version): entry for entry in entries if entry.config}
     all_causes = {(name, version, cause): 0 for name, version in loaded for cause in COMMON_CAUSES} | deaths
+    all_busy_s = {**dict.fromkeys(loaded, 0.0), **busy_s}
     all_retries = dict.fromkeys(loaded, 0) | retries
     return [
         MetricFamily(
@@ -40,11 +45,24 @@ def fault_families(
         ),
         MetricFamily(
             "conch_model_available",
-            "Whether a loaded model is served (1), or its workers crash too often for that (0)",
+            "Whether a model version is served (1) or should be (0): it loads, could not be loaded, or keeps crashing; "
+            "version 0: the model could not even be read",
             "gauge",
             tuple(
-                MetricSample({"model": name, "version": str(version)}, int(entry.state == "READY" and entry.healthy))
-                for (name, version), entry in sorted(loaded.items())
+                MetricSample(
+                    {"model": entry.name, "version": str(entry.version)}, int(entry.state == "READY" and entry.healthy)
+                )
+                for entry in entries
+                if is_wanted(entry.state, entry.reason)
+            ),
+        ),
+        MetricFamily(
+            "conch_model_busy_seconds",
+            "For how long the longest-running of the present batches has been running; 0 if none is",
+            "gauge",
+            tuple(
+                MetricSample({"model": name, "version": str(version)}, seconds)
+                for (name, version), seconds in sorted(all_busy_s.items())
             ),
         ),
     ]

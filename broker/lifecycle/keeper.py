@@ -4,7 +4,7 @@ All versions of a load become READY together or not at all, as in Triton: what s
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from broker.instructions import CallFinished, ModelDraining, ModelGone, ModelReady, WorkerDraining, WorkerReady
 from broker.lifecycle.effects import DropFolder, LifecycleInstruction, Poll
@@ -158,12 +158,23 @@ class Keeper:
             copy.configure(with_instances_of(serving.config_json, snapshot))
             copy.reuse(serving)
             return copy
-        if slot.state != "READY":
-            if serving is not None:  # it keeps crashing; the load replaces the restarts
-                slot.serving = None
-                self._retire(slot, serving.instances)
+        if serving is None:
             slot.state, slot.reason = "LOADING", ""
+        elif slot.state != "READY":
+            self._pause(slot, serving, now)
         return copy
+
+    def _pause(self, slot: Slot, copy: Copy, now: float) -> None:
+        """A version that keeps crashing is not started beside a load, which may need what it needs; if the load fails,
+        it is started again."""
+        for instance in copy.instances:
+            worker = self._roster.dismiss(instance, slot)
+            if worker is not None:
+                self._roster.kill(worker)
+            if instance.state != "backed-off":
+                instance.state = "backed-off"
+                instance.retry_at = now
+                instance.fault = None
 
     def _check(self, model: Model, now: float) -> None:
         """Ends the current load once none of its versions is on its way any more."""
@@ -184,7 +195,8 @@ class Keeper:
     def _goes_on(self, model: Model, reason: str) -> None:
         """A load has failed: what was loaded before stays."""
         for slot in model.serving:
-            logger.warning("'%s' version %s goes on serving as it was loaded before", model.name, slot.version)
+            does = "serving" if slot.state == "READY" else "being started again"
+            logger.warning("'%s' version %s goes on %s as it was loaded before", model.name, slot.version, does)
         model.last_failure = reason
 
     def _give_up(self, model: Model, copy: Copy, reason: str, now: float) -> None:
@@ -192,8 +204,9 @@ class Keeper:
         self._loader.stop(copy, slot, now)
         if slot.serving is None:
             slot.state, slot.reason = "UNAVAILABLE", reason
-        if slot.state != "READY":  # else the former copy goes on serving
             self._out.append(ModelGone(model.name, slot.version, not_ready(model.name, slot.version)))
+        elif slot.state != "READY":  # it may have become so during the load
+            self._out.append(ModelGone(model.name, slot.version, keeps_crashing(model.name, slot.version)))
 
     def _commit(self, model: Model, operation: Operation, snapshot: Snapshot, now: float) -> None:
         """Every version is loaded: they take over, all at once."""
@@ -202,6 +215,7 @@ class Keeper:
         for slot in model.serving:
             if slot.version not in snapshot.versions:
                 self._unload_version(model, slot, now)
+        self._forget_failures(slot for slot in model.slots.values() if slot.version not in snapshot.versions)
         if operation.copies:
             logger.info("successfully loaded '%s'", model.name)
         model.last_failure = ""
@@ -234,9 +248,17 @@ class Keeper:
     def _unload(self, model: Model, operation: Operation, now: float) -> None:
         for slot in model.serving:
             self._unload_version(model, slot, now)
+        self._forget_failures(model.slots.values())
+        model.poll_reason = ""
         model.stale_folders.add(model.override.folder)
         model.override = Override()
         self._finish(model, operation, None)
+
+    def _forget_failures(self, slots: Iterable[Slot]) -> None:
+        """Nobody wants these versions any more, so that nobody misses those that could not be loaded."""
+        for slot in slots:
+            if slot.state == "UNAVAILABLE":
+                slot.reason = "unloaded"
 
     def _unload_version(self, model: Model, slot: Slot, now: float) -> None:
         copy = slot.serving
@@ -320,6 +342,14 @@ class Keeper:
             for slot in model.serving:
                 if slot.serving is not None:
                     yield from slot.serving.instances
+
+    def backed_off(self) -> list[Instance]:
+        """Those to be started again. They wait while a load is under way that may replace them."""
+        return [
+            instance
+            for instance in self.serving_instances()
+            if instance.state == "backed-off" and not self.models[instance.copy.name].is_loading(instance.copy.version)
+        ]
 
     def completed(self, instance: Instance, config_json: str, ends: bool, now: float) -> None:
         fault = self._loader.completed(instance, config_json, ends, now)
@@ -408,8 +438,7 @@ class Keeper:
             return
         slot.state, slot.reason = "UNAVAILABLE", f"Unavailable: it keeps crashing: {instance.last_error}"
         self.table_changed = True
-        operations = self.models[copy.name].operations
-        if not any(other.version == copy.version for operation in operations for other in operation.copies):
+        if not self.models[copy.name].is_loading(copy.version):
             self._out.append(ModelGone(copy.name, copy.version, keeps_crashing(copy.name, copy.version)))
 
 

@@ -29,7 +29,6 @@ from broker.instructions import CallFinished, TableChanged, WorkerReady
 from broker.lifecycle import views
 from broker.lifecycle.deaths import DeathCounts, describe_death, how
 from broker.lifecycle.effects import FindNames, LifecycleInstruction, PollAll, Remember, Watch
-from broker.lifecycle.instances import Instance
 from broker.lifecycle.keeper import Keeper
 from broker.lifecycle.memory import Memory
 from broker.lifecycle.models import Copy, has_changed
@@ -115,6 +114,10 @@ class Lifecycle:
         """What a person should know of a version that is READY all the same, or nothing."""
         return views.note(self._keeper.models.get(name), version, self._readiness)
 
+    def says_no(self, name: str, version: int) -> bool:
+        """Whether a version that is READY said, when it was asked last, that it is not."""
+        return views.says_no(self._keeper.models.get(name), version, self._readiness)
+
     @property
     def startup_finished(self) -> bool:
         """Every model that is to be loaded at start is READY or has failed. Never becomes False again."""
@@ -134,7 +137,7 @@ class Lifecycle:
                 wakeup,
                 self._next_scan,
                 self._next_look,
-                min((each.retry_at for each in self._backed_off()), default=inf),
+                min((each.retry_at for each in self._keeper.backed_off()), default=inf),
             )
         return None if wakeup == inf else wakeup
 
@@ -256,7 +259,7 @@ class Lifecycle:
                 self._keeper.enqueue(name, load=True, snapshot=snapshot)
         if not at_start and found.complete:
             for name, model in models.items():
-                if name not in snapshots and model.serving and not model.operations:
+                if name not in snapshots and model.wanted and not model.operations:
                     self._keeper.enqueue(name, load=False)
         return self._take(now)
 
@@ -403,9 +406,6 @@ class Lifecycle:
         """Time has passed."""
         self._roster.expire(now)
         self._readiness.expire(now)
-        for instance in self._backed_off():
-            if instance.retry_at <= now and not self._exiting:
-                self._roster.spawn(instance, now)
         if self._next_scan <= now and not self._exiting:
             self._next_scan = inf
             self._out.append(PollAll() if self._control_mode == "poll" else FindNames())
@@ -422,6 +422,9 @@ class Lifecycle:
         """Ends every event: begins what can begin, then hands over all instructions in an order that makes sense."""
         keeper = self._keeper
         keeper.run(now)
+        for instance in self._keeper.backed_off():
+            if instance.retry_at <= now and not self._exiting:
+                self._roster.spawn(instance, now)
         for operation, fault in keeper.finished:
             self._startup.discard(operation.number)
             if not operation.load:
@@ -464,9 +467,6 @@ class Lifecycle:
                 self._keeper.forget(name)
             self._found = found
             self._keeper.table_changed = True
-
-    def _backed_off(self) -> list[Instance]:
-        return [instance for instance in self._keeper.serving_instances() if instance.state == "backed-off"]
 
     def _recall(self, copy: Copy) -> str | None:
         """The completed configuration that the former broker had for this copy, if a worker of it is there to adopt."""

@@ -27,6 +27,11 @@ def reason_of(fault: Fault) -> str:
     return f"{_CODES.get(fault.kind, 'Internal')}: {fault.message}"
 
 
+def is_wanted(state: ModelState, reason: str) -> bool:
+    """Whether a version in this state is missed if it does not serve: it was to be loaded, and not unloaded since."""
+    return state not in ("UNKNOWN", "UNLOADING") and reason != "unloaded"
+
+
 class Copy:
     """One version of a model as one snapshot describes it, with the instances that run it.
 
@@ -177,8 +182,21 @@ class Model:
         return [slot for slot in self.slots.values() if slot.serving is not None]
 
     @property
+    def wanted(self) -> list[Slot]:
+        """Versions that serve, or should."""
+        return [slot for slot in self.slots.values() if is_wanted(slot.state, slot.reason)]
+
+    @property
     def leaving(self) -> bool:
         return any(slot.leaving for slot in self.slots.values())
+
+    def is_loading(self, version: int) -> bool:
+        """Whether a load of this version is under way."""
+        return any(
+            copy.version == version and copy.state in ("pending", "loading", "loaded")
+            for operation in self.operations
+            for copy in operation.copies
+        )
 
 
 def has_changed(model: Model, snapshot: Snapshot | Fault) -> bool:
@@ -186,7 +204,7 @@ def has_changed(model: Model, snapshot: Snapshot | Fault) -> bool:
     if isinstance(snapshot, Fault):
         return not model.serving and model.poll_reason != reason_of(snapshot)
     serving = {slot.version: slot.serving for slot in model.serving if slot.serving is not None}
-    if set(serving) - set(snapshot.versions):
+    if {slot.version for slot in model.wanted} - set(snapshot.versions):
         return True
     for version in snapshot.versions:
         copy = serving.get(version)

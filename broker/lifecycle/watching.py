@@ -59,7 +59,7 @@ class Watching:
         missing = {
             name
             for name, model in models.items()
-            if model.serving and not model.operations and not model.override.folder and name not in names
+            if model.wanted and not model.operations and not model.override.folder and name not in names
         }
         gone = sorted(missing & self._missing)
         for name in gone:

@@ -37,5 +37,14 @@ class Reports:
             return False, 0, 0.0
         return not slot.holds_nothing, slot.executions, now - slot.busy_since if slot.batches else 0.0
 
+    def busy_s(self, now: float) -> dict[ModelKey, float]:
+        """Of every version with a batch that runs: for how long the one that has run longest has."""
+        longest: dict[ModelKey, float] = {}
+        for worker in self._workers.values():
+            if worker.batches:
+                key = worker.model.name, worker.model.version
+                longest[key] = max(longest.get(key, 0.0), now - worker.busy_since)
+        return longest
+
     def inflight_of(self, requester: str) -> int:
         return len(self._requesters.jobs.get(requester, ()))

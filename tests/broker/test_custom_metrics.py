@@ -163,17 +163,19 @@ def test_families_come_by_kind_and_name() -> None:
 class Calls:
     def __init__(self) -> None:
         self.answers: list[tuple[bytes, Answer]] = []
-        self.calls = MetricsCalls(CustomMetrics(), list, lambda peer, answer: self.answers.append((peer, answer)))
+        self.calls = MetricsCalls(
+            CustomMetrics(), lambda now: [], lambda peer, answer: self.answers.append((peer, answer))
+        )
 
 
 def test_a_call_waits_for_every_worker() -> None:
     around = Calls()
     assert around.calls.ask(b"p", AskMetrics(7), ["a", "b"], 10.0) == ["a", "b"]
     assert around.calls.ask(b"q", AskMetrics(1), ["a", "b"], 10.1) == []
-    around.calls.reported(MetricsReport("a", (counter(1),)), "model")
-    around.calls.reported(MetricsReport("a", (counter(2),)), "model")
+    around.calls.reported(MetricsReport("a", (counter(1),)), "model", 10.2)
+    around.calls.reported(MetricsReport("a", (counter(2),)), "model", 10.2)
     assert not around.answers
-    around.calls.reported(MetricsReport("b", (counter(2),)), "model")
+    around.calls.reported(MetricsReport("b", (counter(2),)), "model", 10.2)
     assert around.answers == [(b"p", Answer(7, None, [counter(4)])), (b"q", Answer(1, None, [counter(4)]))]
     assert around.calls.next_wakeup is None
 
@@ -181,7 +183,7 @@ def test_a_call_waits_for_every_worker() -> None:
 def test_a_call_does_not_wait_for_the_dead_and_the_silent() -> None:
     around = Calls()
     around.calls.ask(b"p", AskMetrics(1), ["a"], 10.0)
-    around.calls.gone("a")
+    around.calls.gone("a", 10.2)
     assert len(around.answers) == 1
     around.calls.ask(b"p", AskMetrics(2), ["b"], 10.0)
     assert around.calls.next_wakeup == 10.0 + REPORT_WITHIN_S
@@ -189,7 +191,7 @@ def test_a_call_does_not_wait_for_the_dead_and_the_silent() -> None:
     assert len(around.answers) == 1
     around.calls.tick(10.0 + REPORT_WITHIN_S)
     assert len(around.answers) == 2
-    around.calls.reported(MetricsReport("b", ()), "model")
+    around.calls.reported(MetricsReport("b", ()), "model", 10.2)
     assert len(around.answers) == 2
 
 

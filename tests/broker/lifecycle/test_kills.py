@@ -1,14 +1,12 @@
 """Workers that are killed for what they did: the reason travels, is shown, counted, and survives a launcher."""
 
-from collections import Counter
-
 import pytest
 
-from broker.fault_metrics import COMMON_CAUSES, fault_families
+from broker.fault_metrics import COMMON_CAUSES
 from broker.instructions import ToControl, ToLauncher
 from broker.lifecycle.instances import CRASH_BUDGET, WELL_S
-from conch.messages import Died, Drain, Fault, Kill, MetricFamily
-from tests.broker.lifecycle.support import READY, instructions, loaded
+from conch.messages import Died, Drain, Fault, Kill
+from tests.broker.lifecycle.support import READY, available, families, instructions, loaded
 from tests.broker.lifecycle.world import World, snapshot
 
 TIMED_OUT = "ran longer than its EXECUTION_TIMEOUT_S of 2 s and was killed"
@@ -25,22 +23,12 @@ def kills(world: World) -> list[Kill]:
     return [message for message in sent if isinstance(message, Kill)]
 
 
-def families(world: World) -> dict[str, MetricFamily]:
-    machine = world.machine
-    retries = Counter({("m", 1): 2})
-    return {family.name: family for family in fault_families(machine.entries(), machine.deaths.by_cause, retries)}
-
-
 def deaths(world: World) -> dict[str, float]:
     return {
         sample.labels["cause"]: sample.value
         for sample in families(world)["conch_worker_deaths_total"].samples
         if sample.value
     }
-
-
-def available(world: World) -> list[float]:
-    return [sample.value for sample in families(world)["conch_model_available"].samples]
 
 
 def test_the_dispatcher_has_one_killed() -> None:
@@ -132,13 +120,14 @@ def test_all_common_causes_are_there_from_the_load() -> None:
     labels = [sample.labels for sample in found["conch_worker_deaths_total"].samples]
     assert labels == [{"cause": cause, "model": "m", "version": "1"} for cause in COMMON_CAUSES]
     assert [sample.value for sample in found["conch_inference_retries_total"].samples] == [2]
+    assert [sample.value for sample in found["conch_model_busy_seconds"].samples] == [3]
 
 
 def test_who_was_told_to_end_did_not_die() -> None:
     world = World([snapshot()]).start().settle()
     world.load()
     world.settle()
-    assert available(world) == [1]
+    assert available(world) == {("m", "1"): 1}
     world.unload()
     world.settle()
     assert not deaths(world) and not available(world)
@@ -147,14 +136,14 @@ def test_who_was_told_to_end_did_not_die() -> None:
 def test_a_model_that_keeps_crashing_is_loaded_and_not_available() -> None:
     world = loaded(snapshot())
     for _ in range(CRASH_BUDGET):
-        assert available(world) == [1]
+        assert available(world) == {("m", "1"): 1}
         world.die(world.alive[0], signal=11)
         world.settle()
-    assert available(world) == [0]
+    assert available(world) == {("m", "1"): 0}
     (status,) = world.machine.instances(world.now)
     assert (status.state, status.restarts, status.retry_in_s) == ("backed-off", CRASH_BUDGET, 0.5)
     world.pass_time(1)
-    assert available(world) == [1]
+    assert available(world) == {("m", "1"): 1}
     assert deaths(world) == {"SIGSEGV": CRASH_BUDGET}
 
 

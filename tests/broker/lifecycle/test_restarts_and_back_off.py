@@ -48,7 +48,7 @@ def test_the_pauses_double_up_to_a_minute() -> None:
     pauses = []
     for _ in range(CRASH_BUDGET + 11):
         if not world.alive:
-            wakeup = min(each.retry_at for each in world.machine._backed_off())
+            wakeup = min(each.retry_at for each in world.machine._keeper.backed_off())
             pauses.append(wakeup - world.now)
             world.pass_time(pauses[-1])
         world.die(world.alive[0])

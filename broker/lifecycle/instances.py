@@ -8,6 +8,7 @@ adopting: a worker of the former broker is listed by the launcher, but has not s
 """
 
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from broker.repository.snapshot import InstancePlan
@@ -37,7 +38,8 @@ class Instance:
 
     ``backed_off`` stays set while a restart after a pause is tried, until that one is ready: such an instance is not
     counted on. ``restarts`` counts workers after the first. ``fault`` is what its current worker failed with.
-    ``checks``: its model is to be asked whether it is ready.
+    ``checks``: its model is to be asked whether it is ready. ``died_at``: when a worker of it died last, ``-inf`` if
+    none has.
     """
 
     __slots__ = (
@@ -73,7 +75,7 @@ class Instance:
         self.last_error = ""
         self.fault: Fault | None = None
         self.checks = False
-        self.died_at = 0.0
+        self.died_at = -inf
         #: by how long the instance had been ready in all: a model that takes long to load is not spared for that
         self._deaths: deque[float] = deque(maxlen=CRASH_BUDGET)
         self._last_death_counts = False

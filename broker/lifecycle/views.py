@@ -1,6 +1,7 @@
 """What others may know of the life cycle's state: the table of models, the state of each instance, the memory."""
 
 from collections.abc import Iterator
+from math import inf
 
 from broker.lifecycle.memory import Memory, RememberedConfig, RememberedLoad
 from broker.lifecycle.models import Copy, Model, Slot
@@ -46,11 +47,17 @@ def note(model: Model | None, version: int, readiness: Readiness) -> str:
     if model is None or copy is None:
         return ""
     notes = []
-    if any(readiness.says_no(instance.worker) for instance in copy.instances):
+    if says_no(model, version, readiness):
         notes.append("not ready, the model said when it was asked last")
     if model.last_failure:
         notes.append(f"serves as it was loaded before; the last load failed: {model.last_failure.strip()}")
     return "\n".join(notes)
+
+
+def says_no(model: Model | None, version: int, readiness: Readiness) -> bool:
+    """Whether an instance of a version that serves said, when it was asked last, that it is not ready."""
+    copy = model.slots[version].serving if model is not None and version in model.slots else None
+    return copy is not None and any(readiness.says_no(instance.worker) for instance in copy.instances)
 
 
 def folders(models: dict[str, Model], found: Found) -> tuple[tuple[str, str], ...]:
@@ -77,6 +84,7 @@ def instances(models: dict[str, Model], roster: Roster, now: float) -> list[Inst
                     executions=0,
                     last_error=instance.last_error,
                     retry_in_s=max(0.0, instance.retry_at - now) if instance.state == "backed-off" else 0.0,
+                    since_death_s=now - instance.died_at if instance.died_at > -inf else None,
                 )
             )
     for worker in roster.workers.values():

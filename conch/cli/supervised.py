@@ -19,13 +19,14 @@ from supervisor import events
 from supervisor.datatypes import RestartUnconditionally
 from supervisor.medusa import asyncore_25 as asyncore
 from supervisor.options import SignalReceiver
-from supervisor.states import ProcessStates, SupervisorStates
+from supervisor.states import ProcessStates, SupervisorStates, getProcessStateDescription
 
 from conch.cli.flags import environment, parse
 from conch.cli.ports import CannotServe, probe_ports
 from conch.cli.programs import process_count, process_names
 from conch.cli.running import describe
 from conch.errors import ConchError
+from conch.exits import how_it_ended
 from conch.process import DRAIN_SIGNAL, LockHeld, hold_lock, stop_with_parent
 from conch.run_dir import RunDir
 from conch.settings import Settings
@@ -164,11 +165,16 @@ class Interface:
     """The RPC namespace ``conch`` on supervisord's socket, and the pace of restarts: at once for a process that had run
     for a while, after a rest for one that had just started, for ever."""
 
-    def __init__(self, log: Any) -> None:
-        self._log = log
+    def __init__(self, supervisord: Any) -> None:
+        self._supervisord = supervisord
+        self._log = supervisord.options.logger
+        # supervisord tells of a process that was killed, but not by which signal
+        self._waitpid = supervisord.options.waitpid
+        self._wait_status = 0
+        supervisord.options.waitpid = self._wait
         self._waker = Waker(self._end_rests)
         self._starts: dict[str, int] = {}
-        self._last_exit: dict[str, str] = {}
+        self._last_exit: dict[str, tuple[str, float]] = {}
         self._resting: list[tuple[float, Any]] = []
         events.subscribe(events.ProcessStateStartingEvent, self._on_starting)
         events.subscribe(events.ProcessStateExitedEvent, self._on_exited)
@@ -182,10 +188,17 @@ class Interface:
         name = event.process.config.name
         self._starts[name] = self._starts.get(name, 0) + 1
 
+    def _wait(self) -> tuple[int | None, int | None]:
+        """An event about the process that it returns follows before the next call."""
+        pid, status = self._waitpid()
+        if pid:
+            self._wait_status = status
+        return pid, status
+
     def _on_exited(self, event: Any) -> None:
         process = event.process
-        code = process.exitstatus
-        self._last_exit[process.config.name] = "killed by a signal" if code == -1 else f"exited with {code}"
+        ended = how_it_ended(os.waitstatus_to_exitcode(self._wait_status))
+        self._last_exit[process.config.name] = (ended, time.monotonic())
         if time.time() - process.laststart >= _STABLE_SECONDS:
             self._waker.wake()
         elif process.config.autorestart is RestartUnconditionally:
@@ -201,9 +214,29 @@ class Interface:
                 process.config.autorestart = RestartUnconditionally
         self._resting = [(due, process) for due, process in self._resting if now < due]
 
-    def getRestarts(self) -> dict[str, list[Any]]:
-        """Per program: how often it was started again, and how it ended last."""
-        return {name: [starts - 1, self._last_exit.get(name, "")] for name, starts in self._starts.items()}
+    def getReport(self) -> dict[str, Any]:
+        """For ``conch status``. supervisord's own calls are refused while it stops, when a look is worth most.
+
+        ``stopping``; ``pid`` of supervisord; ``programs``: each one's ``name``, ``pid``, ``state``, how often it was
+        started again (``restarts``), how it ended last (``last_exit``, "") and how long ago (``since_exit_s``).
+        """
+        now = time.monotonic()
+        programs = []
+        for _, group in sorted(self._supervisord.process_groups.items()):
+            for name, process in sorted(group.processes.items()):
+                last_exit, exited = self._last_exit.get(name, ("", now))
+                programs.append(
+                    {
+                        "name": name,
+                        "pid": process.pid,
+                        "state": getProcessStateDescription(process.get_state()).lower(),
+                        "restarts": max(0, self._starts.get(name, 0) - 1),
+                        "last_exit": last_exit,
+                        "since_exit_s": now - exited,
+                    }
+                )
+        stopping = self._supervisord.options.mood < SupervisorStates.RUNNING
+        return {"pid": os.getpid(), "stopping": stopping, "programs": programs}
 
 
 def make(supervisord: Any, **_options: str) -> Interface:
@@ -226,7 +259,7 @@ def make(supervisord: Any, **_options: str) -> Interface:
         for process in list(group.processes.values()):
             process.config.stopwaitsecs = max(process.config.stopwaitsecs, seconds)
             _multiply(process.config, group)
-    _interface = Interface(supervisord.options.logger)
+    _interface = Interface(supervisord)
     return _interface
 
 

@@ -39,7 +39,8 @@ class ModelStatistics(Record, frozen=True):
 
 class InstanceStatus(Record, frozen=True):
     """One model instance. ``state`` is starting, loading, ready, busy, draining, dead or backed-off. ``busy_s``: how
-    long it has run its present batch. ``retry_in_s``: in how long a backed-off one is started again."""
+    long it has run its present batch. ``retry_in_s``: in how long a backed-off one is started again.
+    ``since_death_s``: how long ago a worker of it died last, of ``last_error``; None if none has."""
 
     model: str
     version: int
@@ -52,6 +53,7 @@ class InstanceStatus(Record, frozen=True):
     last_error: str = ""
     busy_s: float = 0.0
     retry_in_s: float = 0.0
+    since_death_s: float | None = None
 
 
 class PeerStatus(Record, frozen=True):
@@ -63,12 +65,17 @@ class PeerStatus(Record, frozen=True):
 
 
 class QueueStatus(Record, frozen=True):
+    """One model version. ``ready``: it lets the server be ready, see ``conch.readiness``, and has not said of itself
+    that it is not ready. ``in_state_s``: for how long it has been in its ``state``, as far as this broker knows."""
+
     model: str
     version: int
     state: str
     reason: str
     queued: int
     running: int
+    ready: bool = True
+    in_state_s: float = 0.0
 
 
 class ServerStatus(Record, frozen=True):

@@ -11,6 +11,7 @@ from conch.datatypes import ITEM_SIZES
 from conch.errors import InvalidArgument, NotFound, NotReady
 from conch.messages import AskReady, ModelEntry, ModelTable, ServerState
 from conch.model_config import ModelConfig, ModelInput, decode_config
+from conch.readiness import lets_server_be_ready
 from conch.refusals import keeps_crashing
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("conch.requester.models")
 
-#: reason that the repository index shows for a model that was unloaded on purpose
-UNLOADED = "unloaded"
 _MAX_VERSION_DIGITS = 18
 
 
@@ -249,7 +248,7 @@ class ModelTableView:
         """Inventory 2.6: with ``strict`` every known version is READY and healthy, or was unloaded on purpose."""
         if self._server != "ready" or self.broker_absent:
             return False
-        return not strict or all(map(_lets_server_be_ready, self._entries))
+        return not strict or all(map(lets_server_be_ready, self._entries))
 
     def index(self, ready_only: bool = False) -> list[ModelEntry]:
         """What the repository index lists, by name and version. An entry with state UNKNOWN was never touched: only its
@@ -264,18 +263,6 @@ def _is_backed_off(entry: ModelEntry) -> bool:
 
 def _has_failed(entry: ModelEntry) -> bool:
     return entry.state == "UNAVAILABLE"
-
-
-def _lets_server_be_ready(entry: ModelEntry) -> bool:
-    match entry.state:
-        case "READY":
-            return entry.healthy
-        case "UNAVAILABLE":
-            return entry.reason == UNLOADED
-        case "UNKNOWN":
-            return True
-        case _:
-            return False
 
 
 def parse_version(text: str) -> int:

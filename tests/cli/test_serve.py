@@ -398,7 +398,8 @@ def test_a_killed_program_comes_back(repository: Path, run_dir: Path, name: str)
             time.sleep(0.05)
         else:
             raise AssertionError(server.report())
-        assert rows[name]["last_error"] == "killed by a signal"
+        assert rows[name]["last_error"] == "killed by SIGKILL"
+        assert 0 <= rows[name]["since_death_s"] < 60
         assert server.worker_pids("simple") == workers
 
 

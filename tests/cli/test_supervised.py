@@ -96,6 +96,25 @@ def test_nothing_lives_on_without_it(repository: Path, run_dir: Path) -> None:
         server.kill_everything()
 
 
+def test_status_while_it_stops(repository: Path, run_dir: Path) -> None:
+    environ = variables(run_dir, free_port(), MODEL_REPOSITORY=str(repository), DRAIN_DELAY_SECS="60")
+    server = start(repository, run_dir, environ)
+    assert server.process is not None
+    try:
+        wait_until(server.ready, server)
+        before = server.status()
+        assert not before["stopping"] and before["not_ready"] == []
+        server.process.terminate()
+        wait_until(lambda: bool(server.status()["stopping"]), server)
+        rows = {row["name"]: row for row in server.status()["processes"]}
+        assert set(rows) == {row["name"] for row in before["processes"]}
+        assert rows["http"]["state"] == "stopping"
+        server.process.terminate()  # ends the delay
+        assert server.wait(20) == 0
+    finally:
+        server.kill_everything()
+
+
 def test_as_many_processes_as_wanted_and_none_that_is_off(repository: Path, run_dir: Path) -> None:
     off = {"ALLOW_GRPC": "false", "ALLOW_METRICS": "false"}
     environ = variables(run_dir, free_port(), MODEL_REPOSITORY=str(repository), HTTP_PROCESS_COUNT="3", **off)

@@ -43,6 +43,11 @@ def how(died: Died) -> str:
     return how_it_ended(died.exit_code) if died.exit_code is not None else "is gone"
 
 
+def see_log(model: str) -> str:
+    """What operators are told to do about a death."""
+    return f"`conch logs {model}` shows its output"
+
+
 def describe_death(worker: Worker, died: Died) -> str:
     """Why a worker is gone: where Python's fault handler found it, or the last line that it printed."""
     text = f"the worker of instance '{worker.instance_name}' {how(died)}"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from broker.instructions import CallFinished, ModelDraining, ModelGone, ModelReady, WorkerDraining, WorkerReady
+from broker.lifecycle.deaths import see_log
 from broker.lifecycle.effects import DropFolder, LifecycleInstruction, Poll
 from broker.lifecycle.instances import Instance
 from broker.lifecycle.loading import Loader
@@ -397,7 +398,10 @@ class Keeper:
                 self._roster.spawn(instance, now)
             else:
                 pause_s = instance.retry_at - now
-                logger.error("instance '%s' is backed off: it is started again in %g s", instance.plan.name, pause_s)
+                logger.error(
+                    "instance '%s' is backed off: it is started again in %g s; %s",
+                    *(instance.plan.name, pause_s, see_log(copy.name)),
+                )
                 self._is_unavailable(copy, instance)
         elif instance.state in ("adopting", "completed"):
             instance.worker = ""
@@ -408,7 +412,8 @@ class Keeper:
             self._loader.advance(copy, now)
         else:
             instance.worker = ""
-            self._failed(copy, Fault("Internal", f"{reason} (while the model was being loaded)"), now)
+            text = f"{reason} (while the model was being loaded; {see_log(copy.name)})"
+            self._failed(copy, Fault("Internal", text), now)
 
     def _can_load(self, instance: Instance) -> bool:
         """Whether it has shown it, so that one death of its worker is no reason to give a load up: before the others
@@ -436,7 +441,8 @@ class Keeper:
         slot = self.models[copy.name].slot(copy.version)
         if copy.healthy:
             return
-        slot.state, slot.reason = "UNAVAILABLE", f"Unavailable: it keeps crashing: {instance.last_error}"
+        slot.state = "UNAVAILABLE"
+        slot.reason = f"Unavailable: it keeps crashing ({see_log(copy.name)}): {instance.last_error}"
         self.table_changed = True
         if not self.models[copy.name].is_loading(copy.version):
             self._out.append(ModelGone(copy.name, copy.version, keeps_crashing(copy.name, copy.version)))

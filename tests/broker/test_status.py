@@ -20,9 +20,9 @@ def ready(world: World) -> bool:
 
 def test_which_models_let_the_server_be_ready() -> None:
     world = World([snapshot()]).start()
-    assert ready(world)
     world.load()
-    world.happen()
+    while not world.alive:
+        world.happen()
     assert not ready(world)
     world.settle()
     assert ready(world)

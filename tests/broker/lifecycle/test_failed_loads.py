@@ -20,7 +20,7 @@ def crashing(**options: object) -> World:
 
 def is_crashing(world: World) -> None:
     entry = world.entry()
-    assert entry.state == "UNAVAILABLE" and entry.reason.startswith("Unavailable: it keeps crashing: ")
+    assert entry.state == "UNAVAILABLE" and entry.reason.startswith("Unavailable: it keeps crashing (")
     assert entry.config and available(world) == {("m", "1"): 0}
     assert instructions(world, ModelGone)[-1] == ModelGone("m", 1, keeps_crashing("m", 1))
 
@@ -145,3 +145,26 @@ def test_an_unload_ends_it() -> None:
     world.settle()
     world.pass_time(100)
     assert not world.alive and world.entry().reason == "unloaded" and available(world) == {}
+
+
+def test_an_instance_that_stays_is_started_again_after_the_load() -> None:
+    """One of two is backed off while a third is loaded."""
+    world = World([snapshot(count=2)]).start().settle()
+    world.load()
+    world.settle()
+    while world.machine.instances(world.now)[1].state != "backed-off":
+        (victim,) = [process for process in world.alive if process.spawn.instance == 1]
+        world.die(victim)
+        world.settle()
+    world.models["m"] = snapshot(count=3)
+    call = world.load()
+    while len(world.alive) == 1:
+        world.happen()
+    held = list(world.due)
+    world.due.clear()
+    world.pass_time(10)
+    assert len(world.alive) == 2
+    world.due += held
+    world.settle()
+    assert world.answer(call) is None and world.entry().state == READY
+    assert len(world.alive) == len(world.usable) == 3

@@ -188,7 +188,7 @@ def test_a_restart_that_hangs_is_killed_and_backed_off() -> None:
     world.due.clear()
     world.pass_time(20.2)
     why = "the worker of instance 'm_0_0' was not ready within its LOAD_TIMEOUT_S of 20 s and was killed"
-    assert world.entry().reason == f"Unavailable: it keeps crashing: {why}"
+    assert world.entry().reason == f"Unavailable: it keeps crashing (`conch logs m` shows its output): {why}"
 
 
 def test_an_unloaded_model_that_hangs_is_killed() -> None:

@@ -124,7 +124,7 @@ def test_a_death_while_loading_names_signal_and_last_words() -> None:
     assert world.entry().state == "UNAVAILABLE"
     assert world.entry().reason == (
         "Internal: the worker of instance 'm_0_0' was killed by SIGSEGV; its last output: last words "
-        "(while the model was being loaded)"
+        "(while the model was being loaded; `conch logs m` shows its output)"
     )
     assert len(world.all_spawns) == 1
 
@@ -145,7 +145,7 @@ def test_a_death_by_a_fault_names_where() -> None:
     world.settle()
     assert world.entry().reason == (
         "Internal: the worker of instance 'm_0_0' was killed by SIGABRT in execute, model.py line 16 "
-        "(while the model was being loaded)"
+        "(while the model was being loaded; `conch logs m` shows its output)"
     )
 
 
@@ -156,7 +156,9 @@ def test_a_worker_that_does_not_get_ready_in_time_is_killed() -> None:
     world.pass_time(21)
     assert not world.alive
     why = "the worker of instance 'm_0_0' was not ready within its LOAD_TIMEOUT_S of 20 s and was killed"
-    assert world.entry().reason == f"Internal: {why} (while the model was being loaded)"
+    assert (
+        world.entry().reason == f"Internal: {why} (while the model was being loaded; `conch logs m` shows its output)"
+    )
 
 
 def test_without_a_parameter_a_load_may_take_five_minutes() -> None:

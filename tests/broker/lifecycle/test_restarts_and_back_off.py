@@ -32,7 +32,8 @@ def test_repeated_deaths_back_off_and_make_it_unavailable_then_it_comes_back() -
         world.settle()
     assert world.entry().state == "UNAVAILABLE" and not world.alive
     assert world.entry().reason == (
-        "Unavailable: it keeps crashing: the worker of instance 'm_0_0' was killed by SIGSEGV; its last output: "
+        "Unavailable: it keeps crashing (`conch logs m` shows its output): "
+        "the worker of instance 'm_0_0' was killed by SIGSEGV; its last output: "
         f"words {CRASH_BUDGET - 1}"
     )
     assert instructions(world, ModelGone)
@@ -119,7 +120,7 @@ def test_a_restart_that_fails_backs_off_with_the_backend_s_reason() -> None:
     (process,) = world.alive
     world.fail_load(process, Fault("ModelError", "the file is gone"))
     world.settle()
-    assert world.entry().reason == "Unavailable: it keeps crashing: the file is gone"
+    assert world.entry().reason == "Unavailable: it keeps crashing (`conch logs m` shows its output): the file is gone"
     assert world.machine.instances(world.now)[0].last_error == "the file is gone"
     world.pass_time(1)
     assert world.entry().state == READY

@@ -141,3 +141,17 @@ def test_a_batch_that_never_arrived_is_not_overdue() -> None:
     batch = only_batch(bench.submit(1))
     bench.dispatcher.unreachable("w0", batch.id, bench.now)
     assert bench.overdue_at(12.0) == []
+
+
+def test_how_long_batches_have_run() -> None:
+    """Of the worker that has been at it longest; nothing of versions without one."""
+    bench = TimedBench(workers=2, timeout_s="")
+    reports = bench.dispatcher.reports
+    assert reports.busy_s(bench.now) == {}
+    batch = only_batch(bench.submit(1))
+    bench.now += 1
+    bench.submit(2)
+    bench.now += 2
+    assert reports.busy_s(bench.now) == {("m", 1): 3.0}
+    bench.done("w0", batch, 1.0)
+    assert reports.busy_s(bench.now) == {("m", 1): 2.0}

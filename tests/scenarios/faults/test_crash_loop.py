@@ -118,6 +118,12 @@ def test_a_model_that_cannot_be_loaded_any_more(server: Server, repository: Path
         row = instance(server, "fragile")
         assert row["restarts"] < 8 and "No such file" in row["last_error"]
 
+        status, answer = server.request("POST", "/v2/repository/models/fragile/load", timeout_s=30)
+        assert status == 400 and b"No such file" in answer
+        assert say(server, "hello", "fragile") == (503, refusal)
+        assert "it keeps crashing" in index_entry(server, "fragile")["reason"]
+        assert available(server, "fragile") == 0
+
         weights.touch()
         watch.back_within(15, lambda: say(server, "hello", "fragile") == (200, "hello"))
         assert available(server, "fragile") == 1

@@ -18,6 +18,7 @@ from tests.scenarios.conftest import copy_examples
 from tests.scenarios.faults.models import say, say_grpc, write_victim
 from tests.scenarios.faults.watch import watching
 from tests.scenarios.harness import Server, serving
+from tests.scenarios.models import write_model
 from tests.scenarios.test_metrics import scrape
 
 #: far more than the others in a batch take on a busy machine
@@ -26,6 +27,14 @@ TIMED_OUT = (
     f"the worker of instance 'timed_0_0' ran longer than its EXECUTION_TIMEOUT_S of {TIMEOUT_S} s and was killed"
 )
 EXIT_TIMEOUT_S = 1
+LOAD_TIMEOUT = 'parameters { key: "LOAD_TIMEOUT_S" value { string_value: "1" } }'
+ENDLESS = """
+import time
+
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep(1000)
+"""
 #: an unload does not wait, but what it leads to on a busy machine takes some time
 ENDS_WITHIN_S = EXIT_TIMEOUT_S + 8.0
 
@@ -87,6 +96,8 @@ def test_a_model_that_hangs_without_a_time_out(server: Server) -> None:
         watch.back_within(10, lambda: instance(server, "free")["busy_s"] > 1)
         behind = clients.submit(say, server, "hello", "free")
         assert instance(server, "free")["state"] == "busy"
+        assert scrape(server)["conch_model_busy_seconds", "free", "1"] > 1
+        assert scrape(server)["conch_model_busy_seconds", "timed", "1"] == 0
         assert say(server, "hello", "timed") == (200, "hello")
         assert server.request("POST", "/v2/repository/models/free/unload")[0] == 200
         code, text = hung.result(ENDS_WITHIN_S)
@@ -94,6 +105,17 @@ def test_a_model_that_hangs_without_a_time_out(server: Server) -> None:
         assert behind.result(ENDS_WITHIN_S)[0] == 503
         assert server.request("POST", "/v2/repository/models/free/load", timeout_s=30)[0] == 200
         watch.back_within(5, lambda: say(server, "hello", "free") == (200, "hello"))
+
+
+@pytest.mark.timeout(60)
+def test_a_load_that_hangs(server: Server) -> None:
+    write_model(server.repositories[0], "endless", ENDLESS, extra=LOAD_TIMEOUT)
+    status, answer = server.request("POST", "/v2/repository/models/endless/load", timeout_s=30)
+    assert status == 400
+    assert b"'endless_0_0' was not ready within its LOAD_TIMEOUT_S of 1 s and was killed, in initialize" in answer
+    assert scrape(server)["conch_model_available", "endless", "1"] == 0
+    assert server.request("POST", "/v2/repository/models/endless/unload")[0] == 200
+    assert ("conch_model_available", "endless", "1") not in scrape(server)
 
 
 @pytest.mark.timeout(60)

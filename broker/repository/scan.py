@@ -16,6 +16,7 @@ from broker.repository.host import Host
 from broker.repository.labels import read_labels
 from broker.repository.normalise import check_instance_groups, instance_plans, normalise, normalise_instance_groups
 from broker.repository.overrides import check_model_name, remove_folder, write_files
+from broker.repository.parameters import misspelt
 from broker.repository.snapshot import Override, Snapshot
 from broker.repository.validate import check_config, check_parameters, check_supported, without_effect
 from broker.repository.versions import choose_versions, version_folders
@@ -166,6 +167,9 @@ class Repository:
         ignored = without_effect(config)
         if ignored:
             logger.warning("model '%s' sets %s, which has no effect yet", name, ", ".join(ignored))
+        backend = "python" if backend_dir else config.backend
+        for key, meant in misspelt(config.parameters, backend).items():
+            logger.warning("model '%s' has parameter %r, which Conch does not know; is %s meant?", name, key, meant)
         config_json = config_file.to_json(config)
         return Snapshot(
             name=name,
@@ -177,7 +181,7 @@ class Repository:
             instances=instance_plans(config) if fault is None else (),
             complete=self._auto_complete,
             labels=labels,
-            backend_config=self._backend_settings.for_backend("python" if backend_dir else config.backend),
+            backend_config=self._backend_settings.for_backend(backend),
             backend_dir=backend_dir,
             digest=digest,
             fault=fault,

@@ -16,7 +16,7 @@ _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 class Deaths:
     """``poll``: the broker's, where the pidfds are registered. ``retry`` is to be called at ``retry_at``, on the
-    monotonic clock, unless that is None."""
+    monotonic clock, unless that is None; it says who has died."""
 
     def __init__(self, poll: select.epoll) -> None:
         self._poll = poll
@@ -26,12 +26,17 @@ class Deaths:
         self._failed = Seldom()
         self.retry_at: float | None = None
 
-    def watch(self, peer: bytes, pid: int, now: float) -> bool:
-        """False if the process is dead already."""
+    def watch(self, peer: bytes, pid: int, now: float) -> None:
+        """One that is dead already is told of by ``retry``, at once: what it had sent has to be heard before."""
         watched = self._pidfds.get(peer)
         if watched is not None and watched[1] == pid:
-            return True
+            return
         self.forget(peer)
+        if not self._open(peer, pid, now):
+            self._retry_later(peer, pid, now)
+
+    def _open(self, peer: bytes, pid: int, now: float) -> bool:
+        """False if the process is dead."""
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -40,13 +45,16 @@ class Deaths:
             # not as if it were dead: what it still reads would be used again
             if self._failed.is_told(now):
                 logger.error("a process cannot be watched for the time being: %s", error.strerror)
-            self._unwatched[peer] = pid
-            self.retry_at = now + _RETRY_S
+            self._retry_later(peer, pid, now + _RETRY_S)
             return True
         self._pidfds[peer] = (pidfd, pid)
         self._peers[pidfd] = peer
         self._poll.register(pidfd, select.EPOLLIN)
         return True
+
+    def _retry_later(self, peer: bytes, pid: int, at: float) -> None:
+        self._unwatched[peer] = pid
+        self.retry_at = at if self.retry_at is None else min(at, self.retry_at)
 
     def peer(self, descriptor: int) -> bytes | None:
         """Whose process is dead, if ``descriptor`` is a pidfd that ``poll`` reported; it is not watched any more."""
@@ -67,7 +75,7 @@ class Deaths:
         """Watches those that could not be. Returns those that have died meanwhile."""
         self.retry_at = None
         unwatched, self._unwatched = self._unwatched, {}
-        return [peer for peer, pid in unwatched.items() if not self.watch(peer, pid, now)]
+        return [peer for peer, pid in unwatched.items() if not self._open(peer, pid, now)]
 
     def close(self) -> None:
         for pidfd in self._peers:

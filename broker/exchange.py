@@ -172,7 +172,9 @@ class Exchange:
             return
         for each in self._lifecycle.instances(now):
             known = self._peers.workers.get(each.worker)
-            if each.worker and (known is None or not self._outlet.watch(b"C" + each.worker.encode(), known.pid)):
+            if known is not None:
+                self._outlet.watch(b"C" + each.worker.encode(), known.pid)
+            elif each.worker:
                 self._worker_died(Died(each.worker, each.pid, None, None), now)
 
     def kill_all(self, now: float) -> None:
@@ -301,8 +303,7 @@ class Exchange:
                 self._peers.observers[peer] = Known(peer.decode(errors="replace"), "observer", hello.pid)
                 self._welcome(peer)
                 self._tables.add_observer(peer)
-                if not self._outlet.watch(peer, hello.pid):
-                    self.gone(peer, now)
+                self._outlet.watch(peer, hello.pid)
             case WorkerHello():
                 self._worker_hello(peer, hello, now)
             case LauncherHello():
@@ -327,8 +328,7 @@ class Exchange:
             self._tables.add_requester(peer)
         last_loss = hello.last_loss if hello.epoch == self.epoch else 0
         self._dispatcher.requester_hello(hello.requester, hello.awaited, last_loss, inside=bool(hello.worker))
-        if not self._outlet.watch(peer, hello.pid):
-            self.gone(peer, now)
+        self._outlet.watch(peer, hello.pid)
 
     def _worker_hello(self, peer: bytes, hello: WorkerHello, now: float) -> None:
         worker = hello.worker
@@ -355,8 +355,7 @@ class Exchange:
         for worker in self._dispatcher.launcher_hello(hello.workers):
             self._worker_lost(Died(worker, 0, None, None), now)
         self._live(self._lifecycle.launcher_hello(hello.workers, now), now)
-        if not self._outlet.watch(peer, hello.pid):
-            self.gone(peer, now)
+        self._outlet.watch(peer, hello.pid)
 
     def _worker_lost(self, died: Died, now: float) -> int:
         worker = died.worker

@@ -22,8 +22,8 @@ class Outlet(Protocol):
         """File work, in order, off the loop; results come back to ``polled``, ``polled_all`` and ``names_found``."""
         ...
 
-    def watch(self, peer: bytes, pid: int) -> bool:
-        """``gone(peer)`` is to be called when the process dies. False if it is dead already."""
+    def watch(self, peer: bytes, pid: int) -> None:
+        """``gone(peer)`` is to be called when the process dies, and soon if it is dead already."""
         ...
 
     def settings_changed(self, changed: Changed) -> None:

@@ -263,8 +263,8 @@ class Server:
         except MessageTooLong:
             return self.send(b"C" + worker.encode(), batch)
 
-    def watch(self, peer: bytes, pid: int) -> bool:
-        return self._deaths.watch(peer, pid, time.monotonic())
+    def watch(self, peer: bytes, pid: int) -> None:
+        self._deaths.watch(peer, pid, time.monotonic())
 
     def settings_changed(self, changed: Changed) -> None:
         set_logging(changed.log)

@@ -26,14 +26,17 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
 
 def test_a_death(poll: select.epoll, sleeper: "subprocess.Popen[bytes]") -> None:
     deaths = Deaths(poll)
-    assert deaths.watch(b"peer", sleeper.pid, 0.0)
-    assert deaths.watch(b"peer", sleeper.pid, 0.0)
+    deaths.watch(b"peer", sleeper.pid, 0.0)
+    deaths.watch(b"peer", sleeper.pid, 0.0)
+    assert deaths.retry(0.0) == []
     sleeper.kill()
     [(descriptor, _)] = poll.poll(10)
     assert deaths.peer(descriptor) == b"peer"
     assert deaths.peer(descriptor) is None
     sleeper.wait(10)
-    assert not deaths.watch(b"peer", sleeper.pid, 0.0)
+    deaths.watch(b"peer", sleeper.pid, 1.0)
+    assert deaths.retry(1.0) == [b"peer"]
+    assert deaths.retry(2.0) == []
     deaths.close()
 
 
@@ -44,7 +47,7 @@ def test_without_a_descriptor(poll: select.epoll, sleeper: "subprocess.Popen[byt
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
-        assert deaths.watch(b"peer", sleeper.pid, 10.0)
+        deaths.watch(b"peer", sleeper.pid, 10.0)
         assert deaths.retry_at == 10.5
         assert deaths.retry(10.5) == []
         assert deaths.retry_at == 11.0

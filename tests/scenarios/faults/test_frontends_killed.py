@@ -45,7 +45,7 @@ class TritonPythonModel:
         ]
 """
 LARGE_NBYTES = 8 << 20
-FRONTENDS, ROUNDS = 5, 4
+FRONTENDS, ROUNDS = 5, 3
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_what_a_dead_frontend_had_asked(server: Server) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_twenty_frontends_killed(serve: Serve, tmp_path: Path) -> None:
+def test_frontends_killed_again_and_again(serve: Serve, tmp_path: Path) -> None:
     """Each held answers that its clients had not read. The worker uses their memory again, and /dev/shm holds nothing
     of theirs."""
     repository = copy_examples(tmp_path / "models", "simple")

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, Verbosity
 
 #: per test and server, where nothing else is asked for
 EXAMPLES = 300
-WITHIN_S = 12.0
+WITHIN_S = 6.0
 
 _asked = int(os.environ.get("CONCH_FUZZ_EXAMPLES", "0"))
 IS_LONG = _asked > 0

@@ -15,9 +15,15 @@ _FAULT = re.compile(
     r'^Current thread[^\n]*\(most recent call first\):\n(?P<frames>(?:  File "[^"\n]+", line \d+ in [^\n]+\n)+)',
     re.MULTILINE,
 )
+#: a line of a log that says that something went well
+_INFORMATION = re.compile(r"I\d{4} |\S+Z I ")
 _FRAME = re.compile(r'  File "(?P<path>[^"\n]+)", line (?P<line>\d+) in (?P<function>[^\n]+)\n')
 #: parameter of a model that the reason of a ``Kill`` names -> cause
-_CAUSES = {"EXECUTION_TIMEOUT_S": "execution_timeout", "MEMORY_LIMIT_MIB": "memory_limit"}
+_CAUSES = {
+    "EXECUTION_TIMEOUT_S": "execution_timeout",
+    "LOAD_TIMEOUT_S": "load_timeout",
+    "MEMORY_LIMIT_MIB": "memory_limit",
+}
 
 #: model, version, cause
 DeathKey = tuple[str, int, str]
@@ -25,7 +31,7 @@ DeathKey = tuple[str, int, str]
 
 class DeathCounts:
     """Deaths of workers that were to go on, since this broker's start. A ``cause`` is a signal's name or ``exit``; what
-    the worker was killed for, ``execution_timeout`` or ``memory_limit``; or ``unknown``."""
+    the worker was killed for, ``execution_timeout``, ``load_timeout`` or ``memory_limit``; or ``unknown``."""
 
     def __init__(self) -> None:
         self.by_cause: Counter[DeathKey] = Counter()
@@ -55,7 +61,7 @@ def describe_death(worker: Worker, died: Died) -> str:
     if fault is not None:
         comma = "," if died.reason else ""
         return f"{text}{comma} in {_place(fault['frames'], worker)}"
-    lines = [line.strip() for line in died.output_tail.splitlines() if line.strip()]
+    lines = [line.strip() for line in died.output_tail.splitlines() if line.strip() and not _INFORMATION.match(line)]
     last = lines[-1] if lines else ""
     if len(last) > _MAX_LINE:
         last = "…" + last[-_MAX_LINE:]

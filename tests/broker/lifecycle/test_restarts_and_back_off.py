@@ -28,7 +28,8 @@ def test_repeated_deaths_back_off_and_make_it_unavailable_then_it_comes_back() -
     world = loaded(snapshot())
     for death in range(CRASH_BUDGET):
         assert world.entry().state == READY
-        world.die(world.alive[0], signal=11, tail=f"words {death}")
+        information = 'I1121 18:04:10.046536 29287 batch.py:76] "a client is gone"\n'
+        world.die(world.alive[0], signal=11, tail=f"words {death}\n{information}")
         world.settle()
     assert world.entry().state == "UNAVAILABLE" and not world.alive
     assert world.entry().reason == (

@@ -81,6 +81,9 @@ def run(server: Server, options: argparse.Namespace) -> int:
             client.stop()
         for client in clients:
             client.join()
+    # a client whose frontend was killed could not unregister its memory
+    unregistered, answer = server.request("POST", "/v2/systemsharedmemory/unregister")
+    assert unregistered == 200, answer
     exchanges = [client.exchanges for client in clients]
     judged = report.judge(exchanges, killer.kills)
     retries.look()

@@ -38,10 +38,7 @@ def fault_families(
             "conch_inference_retries_total",
             "Requests that were run again because the worker that ran them died",
             "counter",
-            tuple(
-                MetricSample({"model": name, "version": str(version)}, count)
-                for (name, version), count in sorted(all_retries.items())
-            ),
+            _per_version(all_retries),
         ),
         MetricFamily(
             "conch_model_available",
@@ -60,9 +57,13 @@ def fault_families(
             "conch_model_busy_seconds",
             "For how long the longest-running of the present batches has been running; 0 if none is",
             "gauge",
-            tuple(
-                MetricSample({"model": name, "version": str(version)}, seconds)
-                for (name, version), seconds in sorted(all_busy_s.items())
-            ),
+            _per_version(all_busy_s),
         ),
     ]
+
+
+def _per_version(values: Mapping[ModelKey, float]) -> tuple[MetricSample, ...]:
+    return tuple(
+        MetricSample({"model": name, "version": str(version)}, value)
+        for (name, version), value in sorted(values.items())
+    )

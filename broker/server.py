@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import zmq
 
-from broker.deaths import Deaths
 from broker.exchange import Exchange
 from broker.files import FileThread
 from broker.lifecycle import DropFolder, FindNames, Lifecycle, Poll, PollAll, Remember, Watch, restore, save
 from broker.links import DataLinks
 from broker.outlet import Work
+from broker.pidfds import Deaths
 from broker.region_files import Regions
 from broker.repository import BackendSettings, Found, Repository
 from broker.repository.overrides import remove_folder, remove_other_folders

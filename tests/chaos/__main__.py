@@ -74,7 +74,6 @@ def run(server: Server, options: argparse.Namespace) -> int:
             killer.kill_one()
             retries.look()
             time.sleep(max(0.0, options.interval_s - (time.monotonic() - now)))
-        until_s = time.monotonic()
         _wait_for(clients)
     finally:
         for client in clients:
@@ -92,7 +91,7 @@ def run(server: Server, options: argparse.Namespace) -> int:
     if status:
         leaks.append(f"the server ended with status {status}")
     leaks += server.leftovers()
-    print(report.text(judged, exchanges, killer.kills, retries.total, until_s, leaks), flush=True)
+    print(report.text(judged, exchanges, killer.kills, retries.total, leaks), flush=True)
     return int(bool(judged.failures or leaks))
 
 

@@ -1,8 +1,10 @@
 """What the clients saw, beside what was killed."""
 
 import statistics
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from tests.chaos.clients import Exchange
@@ -45,10 +47,11 @@ def judge(exchanges: Iterable[Sequence[Exchange]], kills: Sequence[Kill]) -> Jud
     return Judged(right, ended, excused, failures)
 
 
-def recovery_s(kill: Kill, answered: Sequence[Exchange], until_s: float) -> float | None:
-    """From the kill to the first right answer to a request sent afterwards that needs what was killed. None if no
-    request needed it, or the end came first."""
-    for exchange in answered:  # by the time of the answer
+def recovery_s(kill: Kill, answered: Sequence[Exchange]) -> float | None:
+    """From the kill to the first right answer to a request sent afterwards that needs what was killed, None if there
+    was none. ``answered``: by the time of the answer."""
+    first = bisect_left(answered, kill.killed_s, key=lambda exchange: exchange.ended_s)
+    for exchange in islice(answered, first, None):
         if exchange.sent_s > kill.killed_s and _needs(exchange, kill):
             return exchange.ended_s - kill.killed_s
     return None
@@ -65,7 +68,6 @@ def text(
     exchanges: Iterable[Sequence[Exchange]],
     kills: Sequence[Kill],
     retries: int,
-    until_s: float,
     leaks: Sequence[str],
 ) -> str:
     answered = sorted(
@@ -87,7 +89,7 @@ def text(
     ]
     for name in sorted(by_role):
         of_role = [kill for kill in kills if kill.role.partition(" ")[0] == name]
-        times = [found for kill in of_role if (found := recovery_s(kill, answered, until_s)) is not None]
+        times = [found for kill in of_role if (found := recovery_s(kill, answered)) is not None]
         if times:
             times.sort()
             slow = times[int(len(times) * 0.99)]

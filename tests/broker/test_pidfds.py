@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.deaths import Deaths
+from broker.pidfds import Deaths
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import select
 
 from conch.seldom import Seldom
 
-logger = logging.getLogger("conch.broker.deaths")
+logger = logging.getLogger("conch.broker.pidfds")
 
 #: how long a process goes unwatched, for want of a descriptor, before it is tried again
 _RETRY_S = 0.5
